@@ -1,0 +1,48 @@
+# Needs Python 3.11 or newer, make and a network. `make demo` is the shortest way to see it work.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check test-gpu demo clean
+
+help:
+	@echo "make install   create $(VENV) with vLLM for this machine's GPU, or for its CPU"
+	@echo "make test      tests that need no GPU"
+	@echo "make check     formatting, lint, types and those tests: what a change must pass"
+	@echo "make test-gpu  tests on the GPU"
+	@echo "make demo      quantize a small model, serve it, ask it a question"
+	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml deploy/cpu/install_vllm.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if nvidia-smi >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install --quiet --editable ".[serve,demo,dev]"; \
+	else \
+		$(BIN)/python deploy/cpu/install_vllm.py && \
+		$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"; \
+	fi
+	touch $@
+
+test: install
+	$(CPU_TESTS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(CPU_TESTS)
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+demo: install
+	$(BIN)/python deploy/demo.py
+
+clean:
+	rm -rf .cache build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

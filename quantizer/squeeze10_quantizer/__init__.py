@@ -1,0 +1,1 @@
+"""Offline quantization of LLaMA-family checkpoints into the squeeze10 format."""

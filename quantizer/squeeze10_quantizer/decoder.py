@@ -1,0 +1,87 @@
+"""The original model, one decoder layer at a time: weights from safetensors, mathematics from transformers."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from squeeze10_kernels import BadInput
+from squeeze10_kernels.checkpoint import SafetensorsDirectory, open_directory
+from squeeze10_kernels.linear import check_tensor
+from squeeze10_kernels.llama import LlamaShape, layer_prefix, shape_from_config
+
+FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Decoder:
+    """A LLaMA-family model directory whose decoder layers are loaded, run and dropped one by one.
+
+    Attributes:
+        source: The directory.
+        shape: Its sizes.
+        device: Where layers run, in fp32.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Open and check a model directory; `BadInput` if it cannot be quantized."""
+        self.source = open_directory(path)
+        try:
+            self.shape = shape_from_config(self.source.config)
+            check_source(self.source, self.shape)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+        self.device = device
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            self.skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32).model
+        rotary = self.skeleton.rotary_emb
+        self.rotary = type(rotary)(config=config).to(device)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states before the first layer: `[samples, context]` to `[samples, context, hidden]` fp32."""
+        table = self.source.tensor("model.embed_tokens.weight")
+        return nn.functional.embedding(tokens, table).float()
+
+    def layer(self, index: int) -> nn.Module:
+        """Decoder layer `index` in fp32 on the device."""
+        layer: nn.Module = self.skeleton.layers[index].to_empty(device=self.device)
+        prefix = f"{layer_prefix(index)}."
+        for name, parameter in layer.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(self.source.tensor(prefix + name))
+            if not parameter.isfinite().all():
+                raise BadInput(f"{self.source.path}: {prefix}{name} holds NaN or infinity; fetch the model again.")
+        return layer.eval()
+
+    def drop(self, index: int) -> None:
+        """Free the weights of layer `index`."""
+        self.skeleton.layers[index].to("meta")
+
+    @torch.no_grad()
+    def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Causal forward of one layer: `[batch, context, hidden]` to the same."""
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        hidden = hidden.to(self.device)
+        out = layer(hidden, position_embeddings=self.rotary(hidden, positions), position_ids=positions)
+        return out if isinstance(out, torch.Tensor) else out[0]
+
+
+def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:
+    """Raise `BadInput` unless the directory is a complete unquantized floating-point model without own code."""
+    if "quantization_config" in source.config:
+        method = (source.config["quantization_config"] or {}).get("quant_method", "unknown")
+        raise BadInput(f"the model is already quantized (quant_method {method}); give the original checkpoint.")
+    if "auto_map" in source.config:
+        raise BadInput("config.json has auto_map, code of its own, which is never run; give a plain LLaMA checkpoint.")
+    expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors())
+    for index in range(shape.num_layers):
+        expected |= {f"{layer_prefix(index)}.{name}.weight": size for name, size in shape.linears().items()}
+    for name, size in expected.items():
+        if name not in source.entries:
+            raise BadInput(f"the tensor {name} is missing; the checkpoint is incomplete, fetch it again.")
+        entry = source.entries[name]
+        if entry.dtype not in FLOATS:
+            raise BadInput(f"{name} must be a float tensor to be quantized; got {entry.dtype}.")
+        check_tensor(name, entry.shape, entry.dtype, size, entry.dtype)

@@ -1,0 +1,99 @@
+"""The state of an unfinished quantization: one safetensors file per finished decoder layer, beside the output."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_linear, unpack_linear
+from squeeze10_kernels.checkpoint import read_json
+from squeeze10_kernels.llama import LlamaShape, layer_prefix
+from squeeze10_quantizer.directory import make_durable, write_json, write_safetensors
+from squeeze10_quantizer.group import Quantized
+
+
+class PartialOutput:
+    """`OUT.partial`: finished layers, kept until the output is whole.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape) -> None:
+        """Create the directory, or take up one of an earlier run with the same identity.
+
+        Raises:
+            BadInput: An earlier run had another recipe, model, calibration, version or thread count.
+        """
+        self.path = out.with_name(f"{out.name}.partial")
+        self.weight_format = weight_format
+        self.shape = shape
+        state = self.path / "state.json"
+        if state.is_file():
+            refuse_difference(self.path, read_json(state), json.loads(json.dumps(identity)))
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(state, identity)
+
+    def layer_file(self, index: int) -> Path:
+        """Where decoder layer `index` is kept."""
+        return self.path / f"layer-{index:05d}.safetensors"
+
+    def finished(self, index: int) -> bool:
+        """Whether decoder layer `index` is done; a damaged file counts as not done."""
+        try:
+            self.errors(index)
+        except (FileNotFoundError, SafetensorError):
+            return False
+        return True
+
+    def save(self, index: int, results: dict[str, Quantized]) -> None:
+        """Keep one decoder layer: written beside its place, flushed, renamed."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, result in results.items():
+            packed = pack_linear(result.layer, self.weight_format)
+            tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in packed.items()}
+        errors = {name: result.error for name, result in results.items()}
+        unfinished = self.layer_file(index).with_suffix(".tmp")
+        write_safetensors(unfinished, tensors, {"errors": json.dumps(errors)})
+        make_durable(unfinished)
+        unfinished.rename(self.layer_file(index))
+        make_durable(self.path)
+
+    def errors(self, index: int) -> dict[str, float]:
+        """Name to relative output error of the linears of a finished layer."""
+        with safe_open(self.layer_file(index), framework="pt") as file:
+            errors: dict[str, float] = json.loads(file.metadata()["errors"])
+        return errors
+
+    def tensor(self, index: int, name: str) -> torch.Tensor:
+        """One packed tensor of a finished layer."""
+        with safe_open(self.layer_file(index), framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def linear(self, index: int, name: str) -> QuantizedLinear:
+        """One linear of a finished layer, by its name inside the layer."""
+        N, K = self.shape.linears()[name]
+        full = f"{layer_prefix(index)}.{name}"
+        suffixes = self.weight_format.tensor_specs(N, K)
+        tensors = {suffix: self.tensor(index, f"{full}.{suffix}") for suffix in suffixes}
+        return unpack_linear(tensors, self.weight_format, N, K)
+
+    def remove(self) -> None:
+        """Delete the directory, once the output is published."""
+        shutil.rmtree(self.path)
+
+
+def refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `BadInput` naming what changed since the interrupted run."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise BadInput(
+            f"{path} holds an interrupted run with another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
+            "repeat that run's command to finish it, or remove the directory to start anew."
+        )

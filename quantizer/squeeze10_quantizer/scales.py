@@ -1,0 +1,77 @@
+"""Rank-1 scales: one per input channel, three per row; first guesses and the closed-form refit."""
+
+from typing import Final
+
+import torch
+
+from squeeze10_kernels.format import MAX_CHANNEL_SCALE, SALIENT_OFFSET
+
+ALTERNATIONS: Final = 4
+SMALLEST_STEP: Final = 1e-8
+"""Keeps the division finite for a row whose salient weights are all equal."""
+MIN_CHANNEL_SCALE: Final = 1 / MAX_CHANNEL_SCALE
+
+
+def fit_channel_scales(weight: torch.Tensor) -> torch.Tensor:
+    """c of the best rank-1 approximation `|w_ij| ≈ r_i c_j`, geometric mean 1, `[K]` fp16.
+
+    Args:
+        weight: `[N, K]` fp32: all rows that read this input.
+    """
+    magnitude = weight.abs()
+    scales = torch.ones(weight.shape[1], device=weight.device)
+    for _ in range(ALTERNATIONS):
+        rows = magnitude @ scales
+        scales = rows @ magnitude
+        scales = scales / scales.mean()
+    # a channel of zeros has no scale of its own
+    scales = torch.where(torch.isfinite(scales) & (scales > 0), scales, 1.0)
+    scales = scales / scales.log().mean().exp()
+    return scales.clamp(MIN_CHANNEL_SCALE, MAX_CHANNEL_SCALE).half()
+
+
+def binary_scale(weight: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
+    """Mean magnitude of each row's non-salient weights, `[N]`; 0 for a row that has none."""
+    binary = (~salient).expand_as(weight)
+    return (weight.abs() * binary).sum(1) / binary.sum(1).clamp(min=1)
+
+
+def salient_scales(weight: torch.Tensor, salient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step s4 and offset z4, `[N]` each, so that codes 0..15 span each row's salient weights."""
+    low = torch.where(salient, weight, torch.inf).amin(1)
+    high = torch.where(salient, weight, -torch.inf).amax(1)
+    low, high = (torch.where(torch.isfinite(edge), edge, 0.0) for edge in (low, high))
+    step = ((high - low) / 15).clamp(min=SMALLEST_STEP)
+    return step, low + SALIENT_OFFSET * step
+
+
+def refit_row_scales(
+    weight: torch.Tensor, codes: torch.Tensor, salient: torch.Tensor, hessian: torch.Tensor
+) -> torch.Tensor:
+    """s1, s4, z4 of every row that minimise the output error for given codes: a 3x3 system per row.
+
+    Args:
+        weight: Target `[N, K]`, divided by the channel scales.
+        codes: `[N, K]` uint8.
+        salient: `[K]` or `[N, K]` bool.
+        hessian: `[K, K]`, channel scales multiplied in.
+
+    Returns:
+        `[N, 3]` fp16.
+    """
+    values = codes.float()
+    rows = salient.expand_as(weight)
+    basis = torch.stack(
+        (
+            torch.where(rows, 0.0, 2 * values - 1),
+            torch.where(rows, values - SALIENT_OFFSET, 0.0),
+            rows.float(),
+        ),
+        dim=1,
+    )  # [N, 3, K]
+    weighted = basis @ hessian  # [N, 3, K]
+    system = (weighted @ basis.transpose(1, 2)).double()  # [N, 3, 3]
+    target = (weighted @ weight[:, :, None]).double()  # [N, 3, 1]
+    # a class without weights leaves the system singular: its scales become 0
+    solution: torch.Tensor = torch.linalg.pinv(system, hermitian=True) @ target
+    return solution[:, :, 0].half()

@@ -1,0 +1,64 @@
+"""A stopped quantization goes on where it stopped, or says why not; OUT appears only when it is whole."""
+
+import pytest
+from tiny_model import SMALL, digests
+
+from squeeze10_quantizer import cli, pipeline
+from squeeze10_quantizer.cli import main
+
+
+@pytest.fixture
+def stop_at_second_layer(monkeypatch):
+    """Ctrl-C in the second layer."""
+    original = pipeline.quantize_layer
+
+    def stopping(job, layer, index, hidden):
+        if index == 1:
+            raise KeyboardInterrupt
+        return original(job, layer, index, hidden)
+
+    monkeypatch.setattr(pipeline, "quantize_layer", stopping)
+    return lambda: monkeypatch.setattr(pipeline, "quantize_layer", original)
+
+
+@pytest.mark.parametrize("fias", ["--fias", "--no-fias"])
+def test_resumed_run_gives_the_same_bytes(tiny_model, tmp_path, stop_at_second_layer, fias, capsys):
+    """Hours of work must survive a stop, and must not change the result."""
+    out, whole = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    arguments = ["quantize", str(tiny_model), str(out), *SMALL, fias]
+
+    assert main(arguments) == cli.STOPPED
+    assert "takes up" in capsys.readouterr().err
+    assert not out.exists()
+    stop_at_second_layer()
+    assert main(arguments) == 0
+    assert main(["quantize", str(tiny_model), str(whole), *SMALL, fias]) == 0
+
+    assert digests(out) == digests(whole)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
+
+
+def test_changed_recipe_is_not_mixed_in(tiny_model, tmp_path, stop_at_second_layer, capsys):
+    """Half a checkpoint of one recipe and half of another would look whole."""
+    out = tmp_path / "out"
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+    stop_at_second_layer()
+
+    assert main(["quantize", str(tiny_model), str(out), *SMALL, "--seed", "1"]) == cli.BAD_DATA
+
+    assert "another calibration" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_damaged_state_is_quantized_again(tiny_model, tmp_path, stop_at_second_layer):
+    """A layer file cut short by a full disk does not end up in the output."""
+    out, whole = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+    kept = out.with_name("out.partial") / "layer-00000.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-10])
+    stop_at_second_layer()
+
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == 0
+    assert main(["quantize", str(tiny_model), str(whole), *SMALL]) == 0
+
+    assert digests(out) == digests(whole)

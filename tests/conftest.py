@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
 import torch
+from tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20250718
@@ -64,3 +65,9 @@ def demo_model() -> Path:
     if not path.exists():
         writer.write_demo_model(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unquantized directory."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,17 +1,11 @@
-"""One tiny model and its checkpoint for many tests."""
+"""One checkpoint of the tiny model for many tests."""
 
 from pathlib import Path
 
 import pytest
-from tiny_model import SMALL, write_tiny_model
+from tiny_model import SMALL
 
 from squeeze10_quantizer.cli import main
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unquantized directory."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session", params=["columns", "elements"])

@@ -1,0 +1,83 @@
+"""A real vLLM engine on a tiny checkpoint says what transformers says of its dequantized twin."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from squeeze10_kernels import WeightFormat
+
+PROMPT = list(b"The quick brown fox jumps over the lazy dog, twice a day. " * 3)
+"""174 tokens: the prompt takes the path of many tokens, generation that of few."""
+
+
+def run_engine(path: Path, dtype: str, *options: str) -> tuple[dict[str, Any], str]:
+    """Result and log of engine_logprobs.py."""
+    script = Path(__file__).with_name("engine_logprobs.py")
+    prompt = ",".join(map(str, PROMPT))
+    command = [sys.executable, str(script), str(path), dtype, prompt, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log[-4000:]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
+    return json.loads(line.removeprefix("RESULT ")), log
+
+
+def twin_logprobs(twin: Path) -> torch.Tensor:
+    """Log probability of each token of the prompt after the first."""
+    model = LlamaForCausalLM.from_pretrained(twin, dtype=torch.float32)
+    tokens = torch.tensor([PROMPT])
+    with torch.no_grad():
+        logprobs = model(tokens).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, tokens[0, 1:, None])[:, 0]
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize(
+    ("mask", "dtype", "tolerance", "options"),
+    [
+        pytest.param("columns", "float32", 1e-4, ["enforce_eager=true"], id="columns_fp32"),
+        pytest.param("elements", "float32", 1e-4, ["enforce_eager=true"], id="elements_fp32"),
+        pytest.param("columns", "bfloat16", 0.25, ["enforce_eager=false"], id="columns_int4_compiled"),
+    ],
+)
+def test_engine_agrees_with_transformers(
+    mask: Any, dtype: str, tolerance: float, options: list[str], tiny: ModuleType, tmp_path: Path
+) -> None:
+    """fp32 shows that the arithmetic is the same; bf16 rounds every activation of the model."""
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(mask=mask), attention_bias=True)
+
+    result, log = run_engine(checkpoint.path, dtype, *options)
+
+    expected = twin_logprobs(checkpoint.twin)
+    assert expected.std() > 0.5  # a model that says something, so that agreement means something
+    assert (torch.tensor(result["logprobs"]) - expected).abs().max() < tolerance
+    assert log.count("squeeze10: 8 linear layers take") == 1
+
+
+@pytest.mark.serve
+def test_two_ranks_agree_with_transformers(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes and a real all-reduce: each rank loads its rows, or its chunks."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM wants a NUMA node for each rank
+    sizes = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2), **sizes)
+
+    result, _ = run_engine(checkpoint.path, "float32", "enforce_eager=true", "tensor_parallel_size=2")
+
+    expected = twin_logprobs(checkpoint.twin)
+    assert (torch.tensor(result["logprobs"]) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.serve
+def test_dummy_load_serves(tiny: ModuleType, tmp_path: Path) -> None:
+    """`--load-format dummy` needs config.json only: sizes and speed can be tried without weights."""
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat())
+    (checkpoint.path / "model.safetensors").unlink()
+    result, _ = run_engine(checkpoint.path, "bfloat16", "enforce_eager=true", 'load_format="dummy"')
+    assert len(result["tokens"]) == 8

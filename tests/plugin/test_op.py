@@ -1,0 +1,102 @@
+"""squeeze10::linear against the fp32 oracle, in every layout that a CPU can run."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from squeeze10_kernels import QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
+from squeeze10_vllm.op import linear
+from squeeze10_vllm.repack import Layout, repack
+
+Close = Callable[[torch.Tensor, torch.Tensor, float], None]
+ROUNDING = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 5e-3}
+"""RMS error allowed: bf16 rounds the two parts, the sum and the reference."""
+
+
+def op_arguments(
+    layer: QuantizedLinear, weight_format: WeightFormat, dtype: torch.dtype
+) -> tuple[Layout, dict[str, Any]]:
+    """The op's arguments for `layer` on the CPU, through `repack`."""
+    K = layer.codes.shape[1]
+    module = torch.nn.Module()
+    for suffix, tensor in pack_linear(layer, weight_format).items():
+        per_linear = suffix == "channel_scales" or (suffix == "salient_mask" and tensor.ndim == 1)
+        data = tensor[None] if per_linear else tensor
+        module.register_parameter(suffix, torch.nn.Parameter(data.clone(), requires_grad=False))
+    layout = repack(module, weight_format.mask, dtype)
+    optional = ("qweight_salient", "channels", "salient_mask")
+    arguments = {**dict.fromkeys(optional), **dict(module.named_parameters())}
+    salient = weight_format.salient_channels(K) if weight_format.mask == "columns" else 0
+    return layout, {**arguments, "layout": layout, "salient_channels": salient}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("tokens", [1, 7, 129])
+@pytest.mark.parametrize(
+    ("N", "K", "weight_format"),
+    [
+        pytest.param(96, 128, WeightFormat(), id="one_chunk"),
+        pytest.param(33, 2048, WeightFormat(chunks=8), id="eight_chunks_ragged_N"),
+        pytest.param(48, 64, WeightFormat(salient_ratio=0), id="all_binary"),
+        pytest.param(48, 64, WeightFormat(salient_ratio=1), id="all_salient"),
+        pytest.param(40, 128, WeightFormat(mask="elements"), id="elements"),
+        pytest.param(40, 128, WeightFormat(mask="elements", salient_ratio=0), id="elements_all_binary"),
+    ],
+)
+def test_op_matches_reference(
+    N: int,
+    K: int,
+    weight_format: WeightFormat,
+    tokens: int,
+    dtype: torch.dtype,
+    tiny: ModuleType,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    layer = tiny.random_layer(weight_format, N, K, generator)
+    x = torch.randn(tokens, K, generator=generator).to(dtype)
+    bias = torch.randn(N, generator=generator).to(dtype)
+    layout, arguments = op_arguments(layer, weight_format, dtype)
+
+    y = linear(x, bias=bias, **arguments)
+
+    expected = {"columns": "columns_int4" if dtype == torch.bfloat16 else "columns", "elements": "dense"}
+    assert layout == expected[weight_format.mask]
+    assert y.dtype == dtype
+    assert_close(y, mixed_linear_reference(x, layer, bias), ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("mask", ["columns", "elements"])
+def test_fp16_outliers_stay_finite(
+    mask: Any, tiny: ModuleType, generator: torch.Generator, assert_close: Close
+) -> None:
+    """Sixteen activations of 1e4: sums of codes times them exceed fp16's 65504, the outputs do not."""
+    weight_format = WeightFormat(mask=mask)
+    layer = tiny.random_layer(weight_format, 64, 512, generator)
+    x = torch.randn(3, 512, generator=generator)
+    x[:, ::32] = 1e4
+    _, arguments = op_arguments(layer, weight_format, torch.float16)
+
+    y = linear(x.half(), bias=None, **arguments)
+
+    assert_close(y, mixed_linear_reference(x.half(), layer), ROUNDING[torch.float16])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("mask", ["columns", "elements"])
+def test_opcheck(mask: Any, dtype: torch.dtype, tiny: ModuleType, generator: torch.Generator) -> None:
+    """Schema, fake implementation and tracing agree with what the op does."""
+    weight_format = WeightFormat(mask=mask)
+    layer = tiny.random_layer(weight_format, 64, 128, generator)
+    x = torch.randn(2, 3, 128, generator=generator).to(dtype)
+    _, arguments = op_arguments(layer, weight_format, dtype)
+    torch.library.opcheck(linear, (x,), {"bias": None, **arguments})
+
+
+def test_no_tokens(tiny: ModuleType, generator: torch.Generator) -> None:
+    layer = tiny.random_layer(WeightFormat(), 64, 128, generator)
+    _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16)
+    assert linear(torch.empty(0, 128, dtype=torch.bfloat16), bias=None, **arguments).shape == (0, 64)

@@ -22,8 +22,7 @@ def dequantize_checkpoint(path: Path, out: Path) -> None:
     checkpoint = open_checkpoint(path)
     shapes = checkpoint.shape.dense_tensors() | {f"{name}.weight": size for name, size in checkpoint.linears.items()}
     tensors = {
-        name: LazyTensor(shape, torch.bfloat16, partial(read_bf16, checkpoint, name))
-        for name, shape in shapes.items()
+        name: LazyTensor(shape, torch.bfloat16, partial(read_bf16, checkpoint, name)) for name, shape in shapes.items()
     }
     config = dict(checkpoint.directory.config)
     del config["quantization_config"]

@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check test-gpu demo clean
+.PHONY: help install test check test-gpu bench demo clean
 
 help:
 	@echo "make install   create $(VENV) with vLLM for this machine's GPU, or for its CPU"
 	@echo "make test      tests that need no GPU"
 	@echo "make check     formatting, lint, types and those tests: what a change must pass"
 	@echo "make test-gpu  tests on the GPU"
+	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
 	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
 
@@ -39,6 +40,9 @@ check: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+bench: install
+	$(BIN)/python deploy/benchmarks/bench_quantize.py
 
 demo: install
 	$(BIN)/python deploy/demo.py

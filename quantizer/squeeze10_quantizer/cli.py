@@ -22,7 +22,9 @@ STOPPED: Final = 75
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every expected failure is one sentence on standard error."""
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser().parse_args(words)
+    options.words = words
     signal.signal(signal.SIGTERM, interrupt)
     try:
         options.run(options)
@@ -121,7 +123,7 @@ def add_quantize(commands: Any) -> None:
     )
     command.add_argument("--compensate", action=switch, default=True, help="compensate rounding errors (GPTQ)")
     command.add_argument("--pbar-weight", type=float, default=3e-4, help="λ of Eq. 8")
-    command.add_argument("--pbar-tokens", type=int, default=8192, help="tokens over which output ranges are taken")
+    command.add_argument("--pbar-tokens", type=int, default=4096, help="tokens over which output ranges are taken")
     command.add_argument("--damp-ratio", type=float, default=0.01, help="damping, share of the mean diagonal")
     command.add_argument(
         "--chunks",
@@ -175,8 +177,8 @@ def quantize(options: argparse.Namespace) -> None:
     from squeeze10_quantizer.recipe import Recipe
 
     fields = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
-    flags = shlex.join(sys.argv[1:]).replace(str(options.model), model_name(options.model))
-    command = f"squeeze10 {flags}".replace(str(options.out), "OUT")
+    names = {options.model: model_name(options.model), options.out: "OUT"}
+    command = shlex.join(["squeeze10", *(names.get(Path(word), word) for word in options.words)])
     quantize(options.model, options.out, Recipe(**fields), options.calibration, device_of(options.device), command)
     print_summary(options.out)
 

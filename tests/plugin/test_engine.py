@@ -43,7 +43,6 @@ def twin_logprobs(twin: Path) -> torch.Tensor:
     ("mask", "dtype", "tolerance", "options"),
     [
         pytest.param("columns", "float32", 1e-4, ["enforce_eager=true"], id="columns_fp32"),
-        pytest.param("elements", "float32", 1e-4, ["enforce_eager=true"], id="elements_fp32"),
         pytest.param("columns", "bfloat16", 0.25, ["enforce_eager=false"], id="columns_int4_compiled"),
     ],
 )

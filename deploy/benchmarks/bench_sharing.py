@@ -59,7 +59,8 @@ def errors_of_group(
     inverse_hessian = inverse(hessian, damp_ratio)
     salience = {name: hessian_salience(weight, inverse_hessian).sum(0) for name, weight in weights.items()}
     together = torch.stack(list(salience.values())).sum(0)
-    count = WeightFormat(chunks=chunks).salient_channels(len(hessian))
+    # the same number for all variants: rounding to 8 in every chunk of a narrow model would choose more
+    count = WeightFormat().salient_channels(len(hessian))
     scales = fit_channel_scales(torch.cat(list(weights.values())))
     errors = {}
     for name, weight in weights.items():

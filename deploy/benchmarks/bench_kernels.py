@@ -26,10 +26,10 @@ from timing import COLD_BYTES, LAYERS, Problem, make_problem, relative_error, ti
 
 from squeeze10_kernels.activations import gather_activations
 from squeeze10_kernels.decode_weights import decode_rows_into, decoded_gemm
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.mixed_gemm import mixed_gemm
 from squeeze10_kernels.reference import scale_activations
-from squeeze10_kernels.repack import PackedLinear, repack
 from squeeze10_kernels.tiles import BUCKETS, Tile, bucket_of, select_tile
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -83,7 +83,7 @@ def compile_in_worker(tiles: list[Tile]) -> int:
     salient[:832] = True
     codes = torch.zeros(256, 4096, dtype=torch.uint8, device="cuda")
     zeros = torch.zeros(256, 3, device="cuda").half()
-    packed = repack(QuantizedLinear(codes, salient, zeros, torch.ones(4096, device="cuda").half()))
+    packed = to_kernel_layout(QuantizedLinear(codes, salient, zeros, torch.ones(4096, device="cuda").half()))
     x, sums = gather_activations(torch.zeros(2, 4096, dtype=torch.bfloat16, device="cuda"), packed)
     failed = 0
     for tile in tiles:
@@ -210,7 +210,7 @@ def sweep(
     bench: Bench, problems: dict[str, Problem], workers: int, seconds: float
 ) -> dict[tuple[int, str], list[Tile]]:
     """The best tiles first for every (bucket, layer), by the sum over the swept token counts."""
-    plans = {(bucket, name): candidate_tiles(bucket, *LAYERS[name][:2]) for bucket in BUCKETS for name in problems}
+    plans = {(bucket, name): candidate_tiles(bucket, *LAYERS[name][:2]) for bucket in SWEPT_TOKENS for name in problems}
     compile_all(list(dict.fromkeys(itertools.chain(*plans.values()))), workers)
     best, start = {}, time.time()
     for (bucket, name), tiles in plans.items():
@@ -248,7 +248,7 @@ def report(bench: Bench, problems: dict[str, Problem], best: dict[tuple[int, str
                 min((bench.time_decoded(problem, M, mib << 20) for mib in (16, 32, 64)), default=0) if M > 64 else 1e9
             )
             bucket = bucket_of(M) or BUCKETS[-1]
-            fallback = select_tile(min(M, BUCKETS[-1]), N, K, torch.cuda.get_device_capability())
+            fallback = select_tile(min(M, BUCKETS[-1]), N, K)
             tiles = best.get((bucket, name), [])[: 3 if M <= 256 else 1] or [fallback]
             if M > 256:
                 tiles = [dataclasses.replace(tile, split=1) for tile in tiles]

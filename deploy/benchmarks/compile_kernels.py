@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tiles = [Tile(*map(int, text.split(","))) for text in arguments.tiles]
     if not tiles:
-        chosen = (select_tile(M, N, K, (9, 0)) for M in BUCKETS for N, K in ((4096, 4096), (22016, 4096)))
+        chosen = (select_tile(M, N, K) for M in BUCKETS for N, K in ((4096, 4096), (22016, 4096)))
         tiles = [tile for tile in chosen if tile]
     for tile in tiles:
         name = f"{tile.rows}x{tile.tokens} step {tile.step} split {tile.split} warps {tile.warps} stages {tile.stages}"

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.reference import decode_rows
-from squeeze10_kernels.repack import PackedLinear, repack
 
 LAYERS = {
     "qkv": (12288, 4096, 832),
@@ -44,7 +44,7 @@ def make_problem(name: str) -> Problem:
     codes = torch.where(salient, codes, codes & 1)
     scales = (torch.randn(N, 3, device="cuda") * torch.tensor([0.02, 0.004, 0.004], device="cuda")).half()
     layer = QuantizedLinear(codes, salient, scales, (torch.randn(K, device="cuda") * 0.2).exp().half())
-    packed = repack(layer)
+    packed = to_kernel_layout(layer)
     copies = [
         dataclasses.replace(packed, words=packed.words.clone(), counters=packed.counters.clone())
         for _ in range(-(-COLD_BYTES // packed.words.nbytes))

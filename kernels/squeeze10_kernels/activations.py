@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from squeeze10_kernels.kernel_layout import BINARY_UNIT, NO_CHANNEL, PackedLinear
 from squeeze10_kernels.reference import scale_activations
-from squeeze10_kernels.repack import BINARY_UNIT, NO_CHANNEL, PackedLinear
 
 BLOCK: Final = 1024
 """Channels of a program; also of a partial sum."""

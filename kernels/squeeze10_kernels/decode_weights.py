@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from squeeze10_kernels.repack import ROWS, PackedLinear
+from squeeze10_kernels.kernel_layout import ROWS, PackedLinear
 from squeeze10_kernels.unpacking import binary_weights, load_words, salient_offset, salient_weights
 
 SCRATCH_BYTES: Final = 32 << 20

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from squeeze10_kernels.repack import PackedLinear
+from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.tiles import Tile
 from squeeze10_kernels.unpacking import binary_weights, load_words, salient_offset, salient_weights
 

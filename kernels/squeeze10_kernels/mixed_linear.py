@@ -4,8 +4,8 @@ import torch
 
 from squeeze10_kernels.activations import gather_activations
 from squeeze10_kernels.decode_weights import decoded_gemm
+from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.mixed_gemm import mixed_gemm
-from squeeze10_kernels.repack import PackedLinear
 from squeeze10_kernels.tiles import select_tile
 
 
@@ -19,8 +19,11 @@ def mixed_linear(x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | Non
     Returns:
         `[M, N]` in the dtype of x.
     """
+    M, N = len(x), packed.out_features
+    if M == 0:
+        return x.new_empty(0, N)
     gathered, sums = gather_activations(x, packed)
-    tile = select_tile(len(x), packed.out_features, packed.in_features, torch.cuda.get_device_capability(x.device))
+    tile = select_tile(M, N, packed.in_features)
     if tile is None:
         return decoded_gemm(gathered, packed, bias)
     return mixed_gemm(gathered, sums, packed, bias, tile=tile)

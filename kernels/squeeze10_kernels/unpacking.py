@@ -1,4 +1,4 @@
-"""Weights of one unit, built in registers from packed words: the device side of `repack`.
+"""Weights of one unit, built in registers from packed words: the device side of `to_kernel_layout`.
 
 The words of a lane hold just the weights that the tensor core wants from that lane, so `join`, `permute` and `reshape`
 only rename registers. Inline assembly makes a pair of weights of one shift and one `lop3`; the interpreter cannot run

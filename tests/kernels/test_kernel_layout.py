@@ -5,15 +5,15 @@ import torch
 from random_layers import random_layer
 
 from squeeze10_kernels import QuantizedLinear
-from squeeze10_kernels.repack import NO_CHANNEL, repack, unpack
+from squeeze10_kernels.kernel_layout import NO_CHANNEL, from_kernel_layout, to_kernel_layout
 
 
 @pytest.mark.parametrize(("N", "K"), [(1, 8), (16, 256), (17, 264), (40, 1000), (24, 4096)])
 @pytest.mark.parametrize("ratio", [0, 0.2, 1])
-def test_repack_round_trip(N: int, K: int, ratio: float) -> None:
+def test_round_trip(N: int, K: int, ratio: float) -> None:
     layer = random_layer(N, K, int(ratio * K))
 
-    back = unpack(repack(layer))
+    back = from_kernel_layout(to_kernel_layout(layer))
 
     for field in ("codes", "salient", "scales", "channel_scales"):
         assert torch.equal(getattr(back, field), getattr(layer, field)), field
@@ -22,7 +22,7 @@ def test_repack_round_trip(N: int, K: int, ratio: float) -> None:
 def test_channels_are_binary_then_salient_ascending_and_padded() -> None:
     layer = random_layer(4, 300, 100)
 
-    packed = repack(layer)
+    packed = to_kernel_layout(layer)
 
     binary, salient = packed.channels.split([256, 128])
     assert binary.tolist() == torch.nonzero(~layer.salient).flatten().tolist() + [NO_CHANNEL] * 56
@@ -50,7 +50,7 @@ def test_place_of_a_binary_code(row: int, channel: int, halfword: int, bit: int)
     salient = torch.zeros(256, dtype=torch.bool)
     layer = QuantizedLinear(codes, salient, torch.zeros(16, 3).half(), torch.ones(256).half())
 
-    words = repack(layer).words.flatten().int() & 0xFFFF
+    words = to_kernel_layout(layer).words.flatten().int() & 0xFFFF
 
     assert torch.nonzero(words).flatten().tolist() == [halfword]
     assert words[halfword] == 1 << bit
@@ -73,7 +73,7 @@ def test_place_of_a_salient_code(row: int, channel: int, word: int, bit: int) ->
     salient = torch.ones(64, dtype=torch.bool)
     layer = QuantizedLinear(codes, salient, torch.zeros(16, 3).half(), torch.ones(64).half())
 
-    words = repack(layer).words.view(torch.int32).flatten()
+    words = to_kernel_layout(layer).words.view(torch.int32).flatten()
 
     assert torch.nonzero(words).flatten().tolist() == [word]
     assert words[word] == 15 << bit

@@ -60,10 +60,10 @@ class PackedLinear:
         return self.channel_scales.shape[0]
 
 
-def repack(layer: QuantizedLinear) -> PackedLinear:
+def to_kernel_layout(layer: QuantizedLinear) -> PackedLinear:
     """Kernel layout of a layer under mask `columns`."""
     if layer.salient.ndim != 1:
-        raise ValueError("repack takes a layer under mask columns; salient must be [K].")
+        raise ValueError("to_kernel_layout takes a layer under mask columns; salient must be [K].")
     binary = _padded(torch.nonzero(~layer.salient).flatten(), BINARY_UNIT)
     salient = _padded(torch.nonzero(layer.salient).flatten(), SALIENT_UNIT)
     words = torch.cat((_pack_binary(_columns(layer.codes, binary)), _pack_salient(_columns(layer.codes, salient))))
@@ -72,8 +72,8 @@ def repack(layer: QuantizedLinear) -> PackedLinear:
     return PackedLinear(words, layer.scales, channels, layer.channel_scales, counters, len(binary) // BINARY_UNIT)
 
 
-def unpack(packed: PackedLinear) -> QuantizedLinear:
-    """Inverse of `repack`."""
+def from_kernel_layout(packed: PackedLinear) -> QuantizedLinear:
+    """Inverse of `to_kernel_layout`."""
     N, K, U1 = packed.out_features, packed.in_features, packed.binary_units
     codes = torch.cat(
         (_unpack_binary(packed.words[:U1]), _unpack_salient(packed.words[U1:])), dim=1

@@ -16,6 +16,7 @@ from vllm.model_executor.layers.linear import (
 
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.format import TensorSpec
+from squeeze10_kernels.tiles import WARM_UP_TOKENS
 from squeeze10_vllm.loading import check_filled, check_values, fill_dummy
 from squeeze10_vllm.op import linear
 from squeeze10_vllm.parameters import InputsParameter, RowsParameter, Squeeze10Parameter, StreamParameter
@@ -97,8 +98,18 @@ class Squeeze10LinearMethod(LinearMethodBase):
             check_filled(parameters)
             check_values(parameters, self.names, self.rank_format, self.rows, self.width)
         self.layout = repack(layer, self.config.weight_format.mask, self.dtype)
+        if self.layout == "columns_triton":
+            self.compile_kernels(layer)
         num_bytes = sum(parameter.nbytes for parameter in layer.parameters(recurse=False))
         self.config.layer_loaded(num_bytes, ADVICE[self.layout])
+
+    @torch.no_grad()
+    def compile_kernels(self, layer: torch.nn.Module) -> None:
+        """Run every kernel that the layer will run, so that none is compiled while serving."""
+        device = layer.get_parameter("qweight").device
+        for tokens in WARM_UP_TOKENS:
+            x = torch.zeros(tokens, self.width, dtype=self.dtype, device=device)
+            self.apply(layer, x, getattr(layer, "bias", None))
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`[..., K]` to `[..., N]`, bias added where given."""
@@ -110,6 +121,7 @@ class Squeeze10LinearMethod(LinearMethodBase):
             layer.channel_scales,
             getattr(layer, "channels", None),
             getattr(layer, "salient_mask", None),
+            getattr(layer, "counters", None),
             bias,
             self.layout,
             self.salient_channels,

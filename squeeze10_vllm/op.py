@@ -7,6 +7,7 @@ import torch
 
 from squeeze10_kernels.cpu_linear import int4_columns_linear
 from squeeze10_kernels.dense_linear import columns_linear, elements_linear
+from squeeze10_kernels.kernel_layout import BINARY_UNIT, PackedLinear
 from squeeze10_kernels.reference import scale_activations
 
 _LIBRARY = torch.library.Library("squeeze10", "FRAGMENT")  # the op lives as long as this object
@@ -20,6 +21,7 @@ def mixed_linear(
     channel_scales: torch.Tensor,
     channels: torch.Tensor | None,
     salient_mask: torch.Tensor | None,
+    counters: torch.Tensor | None,
     bias: torch.Tensor | None,
     layout: str,
     salient_channels: int,
@@ -28,7 +30,7 @@ def mixed_linear(
 
     Args:
         x: Activations, `[..., K]` fp16, bf16 or fp32.
-        qweight, qweight_salient, channels, salient_mask: By layout, None where it has none.
+        qweight, qweight_salient, channels, salient_mask, counters: By layout, None where it has none.
         scales: `[N, 3]` fp16.
         channel_scales: `[K]` fp16.
         bias: `[N]` or None.
@@ -45,6 +47,15 @@ def mixed_linear(
         assert qweight_salient is not None
         assert salient_mask is not None
         y = elements_linear(rows, qweight, qweight_salient, salient_mask, scales, channel_scales, bias)
+    elif layout == "columns_triton":
+        # here, since CPUs may have no Triton
+        from squeeze10_kernels.mixed_linear import mixed_linear as fused_linear
+
+        assert channels is not None
+        assert counters is not None
+        binary_units = -((salient_channels - x.shape[-1]) // BINARY_UNIT)  # rounded up
+        packed = PackedLinear(qweight, scales, channels, channel_scales, counters, binary_units)
+        y = fused_linear(rows.contiguous(), packed, bias)
     else:
         assert qweight_salient is not None
         assert channels is not None
@@ -64,6 +75,7 @@ def mixed_linear_shape(
     channel_scales: torch.Tensor,
     channels: torch.Tensor | None,
     salient_mask: torch.Tensor | None,
+    counters: torch.Tensor | None,
     bias: torch.Tensor | None,
     layout: str,
     salient_channels: int,

@@ -1,11 +1,12 @@
 """From the parameters as vLLM loaded them to those that the op reads, by mask, device and dtype.
 
-| layout         | where                      | parameters                                                |
-|----------------|----------------------------|-----------------------------------------------------------|
-| `columns`      | CUDA; CPU in fp16 and fp32 | codes as on disk, `channels`: their order                 |
-| `columns_int4` | CPU in bf16                | codes as torch's packed int4, `channels`: what they read  |
-| `elements`     | CUDA                       | codes and `salient_mask` as on disk                       |
-| `dense`        | CPU                        | `qweight`: the decoded weight                             |
+| layout           | where                           | parameters                                               |
+|------------------|---------------------------------|----------------------------------------------------------|
+| `columns_triton` | Hopper in bf16 and fp16         | `qweight`, `channels`, `counters`: see `kernel_layout`   |
+| `columns_int4`   | CPU in bf16                     | codes as torch's packed int4, `channels`: what they read |
+| `columns`        | elsewhere                       | codes as on disk, `channels`: their order                |
+| `elements`       | CUDA                            | codes and `salient_mask` as on disk                      |
+| `dense`          | CPU                             | `qweight`: the decoded weight                            |
 
 `scales` `[N, 3]` and `channel_scales` `[K]` are in all of them.
 """
@@ -17,24 +18,40 @@ from vllm.model_executor.utils import replace_parameter
 
 from squeeze10_kernels.cpu_linear import repack_columns
 from squeeze10_kernels.dense_linear import channel_order, elements_weight
-from squeeze10_kernels.format import Mask
+from squeeze10_kernels.format import Mask, WeightFormat
+from squeeze10_kernels.kernel_layout import to_kernel_layout
+from squeeze10_kernels.linear import unpack_linear
 from squeeze10_kernels.packing import unpack_bits
+from squeeze10_kernels.tiles import BUCKETS
 
-Layout = Literal["columns", "columns_int4", "elements", "dense"]
+Layout = Literal["columns", "columns_int4", "columns_triton", "elements", "dense"]
 
+HOPPER: Final = (9, 0)
 ADVICE: Final[dict[Layout, str]] = {
-    "columns": "their weights are decoded in every step, for which no fused kernel exists yet.",
+    "columns": "their weights are decoded in every step; fused kernels serve bfloat16 and float16 on Hopper GPUs.",
     "columns_int4": "both parts are served as 4-bit weights by torch's int4 matmul.",
+    "columns_triton": f"fused kernels read them in steps of up to {BUCKETS[-1]} tokens; others decode them first.",
     "elements": "their weights are decoded in every step, for which no fused kernel exists yet.",
     "dense": "mask elements is served decoded on CPUs, which saves no memory.",
 }
 
 
-def choose_layout(mask: Mask, device: torch.device, dtype: torch.dtype) -> Layout:
-    """The layout for a device and the dtype of the activations."""
+def choose_layout(mask: Mask, device: torch.device, dtype: torch.dtype, capability: tuple[int, int]) -> Layout:
+    """The layout for a device, the dtype of the activations, and the device's CUDA compute capability."""
     if mask == "elements":
         return "dense" if device.type == "cpu" else "elements"
-    return "columns_int4" if device.type == "cpu" and dtype == torch.bfloat16 else "columns"
+    if device.type == "cpu":
+        return "columns_int4" if dtype == torch.bfloat16 else "columns"
+    # the kernels are tuned and tested on Hopper; elsewhere their tiles may not fit
+    fused = capability == HOPPER and dtype in (torch.bfloat16, torch.float16)
+    return "columns_triton" if fused else "columns"
+
+
+def cuda_capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability; (0, 0) for what is no NVIDIA GPU."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return (0, 0)
+    return torch.cuda.get_device_capability(device)
 
 
 def repack(layer: torch.nn.Module, mask: Mask, dtype: torch.dtype) -> Layout:
@@ -42,12 +59,15 @@ def repack(layer: torch.nn.Module, mask: Mask, dtype: torch.dtype) -> Layout:
 
     Every parameter becomes a plain one. What the layout does not need is freed; loading again restores it.
     """
-    layout = choose_layout(mask, layer.get_parameter("qweight").device, dtype)
+    device = layer.get_parameter("qweight").device
+    layout = choose_layout(mask, device, dtype, cuda_capability(device))
     tensors = {name: parameter.data for name, parameter in layer.named_parameters(recurse=False) if name != "bias"}
     tensors["channel_scales"] = tensors["channel_scales"][0].clone()
     if layout == "dense":
         tensors["qweight"] = elements_weight(**tensors, dtype=dtype)
         del tensors["qweight_salient"], tensors["salient_mask"]
+    elif layout == "columns_triton":
+        tensors = kernel_tensors(tensors)
     elif mask == "columns":
         tensors["channels"] = channel_order(unpack_bits(tensors.pop("salient_mask")[0]).bool())
     if layout == "columns_int4":
@@ -60,3 +80,17 @@ def repack(layer: torch.nn.Module, mask: Mask, dtype: torch.dtype) -> Layout:
     for name, tensor in tensors.items():
         replace_parameter(layer, name, tensor)
     return layout
+
+
+def kernel_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parameters of layout `columns_triton`, from those on disk."""
+    on_disk = {**tensors, "salient_mask": tensors["salient_mask"][0]}
+    N, K = tensors["scales"].shape[0], tensors["channel_scales"].shape[0]
+    packed = to_kernel_layout(unpack_linear(on_disk, WeightFormat(), N, K))
+    return {
+        "qweight": packed.words,
+        "scales": packed.scales,
+        "channel_scales": packed.channel_scales,
+        "channels": packed.channels,
+        "counters": packed.counters,
+    }

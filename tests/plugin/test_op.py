@@ -1,4 +1,4 @@
-"""squeeze10::linear against the fp32 oracle, in every layout that a CPU can run."""
+"""squeeze10::linear against the fp32 oracle, in every layout; those of GPUs need one."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -9,7 +9,7 @@ import torch
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
 from squeeze10_vllm.op import linear
-from squeeze10_vllm.repack import Layout, repack
+from squeeze10_vllm.repack import HOPPER, Layout, choose_layout, repack
 
 Close = Callable[[torch.Tensor, torch.Tensor, float], None]
 ROUNDING = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 5e-3}
@@ -17,17 +17,17 @@ ROUNDING = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 5e-3}
 
 
 def op_arguments(
-    layer: QuantizedLinear, weight_format: WeightFormat, dtype: torch.dtype
+    layer: QuantizedLinear, weight_format: WeightFormat, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[Layout, dict[str, Any]]:
-    """The op's arguments for `layer` on the CPU, through `repack`."""
+    """The op's arguments for `layer` on a device, through `repack`."""
     K = layer.codes.shape[1]
     module = torch.nn.Module()
     for suffix, tensor in pack_linear(layer, weight_format).items():
         per_linear = suffix == "channel_scales" or (suffix == "salient_mask" and tensor.ndim == 1)
         data = tensor[None] if per_linear else tensor
-        module.register_parameter(suffix, torch.nn.Parameter(data.clone(), requires_grad=False))
+        module.register_parameter(suffix, torch.nn.Parameter(data.to(device, copy=True), requires_grad=False))
     layout = repack(module, weight_format.mask, dtype)
-    optional = ("qweight_salient", "channels", "salient_mask")
+    optional = ("qweight_salient", "channels", "salient_mask", "counters")
     arguments = {**dict.fromkeys(optional), **dict(module.named_parameters())}
     salient = weight_format.salient_channels(K) if weight_format.mask == "columns" else 0
     return layout, {**arguments, "layout": layout, "salient_channels": salient}
@@ -100,3 +100,78 @@ def test_no_tokens(tiny: ModuleType, generator: torch.Generator) -> None:
     layer = tiny.random_layer(WeightFormat(), 64, 128, generator)
     _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16)
     assert linear(torch.empty(0, 128, dtype=torch.bfloat16), bias=None, **arguments).shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("mask", "device", "dtype", "capability", "layout"),
+    [
+        ("columns", "cuda", torch.bfloat16, HOPPER, "columns_triton"),
+        ("columns", "cuda", torch.float16, HOPPER, "columns_triton"),
+        ("columns", "cuda", torch.float32, HOPPER, "columns"),
+        ("columns", "cuda", torch.bfloat16, (8, 0), "columns"),
+        ("columns", "cpu", torch.bfloat16, (0, 0), "columns_int4"),
+        ("columns", "cpu", torch.float16, (0, 0), "columns"),
+        ("elements", "cuda", torch.bfloat16, HOPPER, "elements"),
+        ("elements", "cpu", torch.bfloat16, (0, 0), "dense"),
+    ],
+)
+def test_choose_layout(mask: Any, device: str, dtype: torch.dtype, capability: tuple[int, int], layout: Layout) -> None:
+    assert choose_layout(mask, torch.device(device), dtype, capability) == layout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 16, 17, 300, 600])
+@pytest.mark.parametrize(
+    ("N", "K", "weight_format"),
+    [
+        pytest.param(33, 2048, WeightFormat(chunks=8), id="eight_chunks_ragged_N"),
+        pytest.param(1100, 4096, WeightFormat(), id="split"),
+        pytest.param(48, 64, WeightFormat(salient_ratio=0), id="all_binary"),
+        pytest.param(48, 64, WeightFormat(salient_ratio=1), id="all_salient"),
+    ],
+)
+def test_fused_kernels_match_reference(
+    N: int,
+    K: int,
+    weight_format: WeightFormat,
+    tokens: int,
+    dtype: torch.dtype,
+    tiny: ModuleType,
+    generator: torch.Generator,
+    assert_close: Close,
+) -> None:
+    layer = tiny.random_layer(weight_format, N, K, generator)
+    x = torch.randn(tokens, K, generator=generator).to(dtype)
+    bias = torch.randn(N, generator=generator).to(dtype)
+    layout, arguments = op_arguments(layer, weight_format, dtype, "cuda")
+
+    y = linear(x.cuda(), bias=bias.cuda(), **arguments)
+
+    assert layout == "columns_triton"
+    assert y.dtype == dtype
+    assert y.shape == (tokens, N)
+    if tokens:
+        assert_close(y.cpu(), mixed_linear_reference(x, layer, bias), ROUNDING[dtype])
+    assert not arguments["counters"].any()
+
+
+@pytest.mark.gpu
+def test_fused_kernels_replay_in_a_cuda_graph(
+    tiny: ModuleType, generator: torch.Generator, assert_close: Close
+) -> None:
+    """One graph of split work, replayed with other activations: counters are zero again after every launch."""
+    layer = tiny.random_layer(WeightFormat(), 1100, 4096, generator)
+    _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16, "cuda")
+    x = torch.zeros(5, 4096, dtype=torch.bfloat16, device="cuda")
+    linear(x, bias=None, **arguments)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = linear(x, bias=None, **arguments)
+
+    for _ in range(3):
+        new = torch.randn(5, 4096, generator=generator).bfloat16()
+        x.copy_(new)
+        graph.replay()
+        assert_close(y.cpu(), mixed_linear_reference(new, layer), ROUNDING[torch.bfloat16])

@@ -1,0 +1,161 @@
+"""The kernels compute `mixed_linear_reference`: in the interpreter on the CPU, with assembly on the GPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+from assertions import assert_close
+from random_layers import random_layer
+
+from squeeze10_kernels import activations, decode_weights, mixed_linear_reference
+from squeeze10_kernels import mixed_gemm as mixed_gemm_module
+from squeeze10_kernels.activations import gather_activations, gather_activations_reference
+from squeeze10_kernels.decode_weights import decoded_gemm
+from squeeze10_kernels.kernel_layout import to_kernel_layout
+from squeeze10_kernels.mixed_gemm import mixed_gemm
+from squeeze10_kernels.mixed_linear import mixed_linear
+from squeeze10_kernels.tiles import BUCKETS, WARM_UP_TOKENS, Tile, select_tile
+
+CUDA = torch.cuda.is_available()
+SMALL = Tile(rows=32, tokens=16, step=256, split=1, cost=2, warps=4, stages=2)
+SIZES = [
+    pytest.param(16, 256, 0.2, id="one_tile"),
+    pytest.param(33, 520, 0.2, id="ragged_rows_and_channels"),
+    pytest.param(1, 8, 0.2, id="one_row"),
+    pytest.param(48, 1024, 0.2, id="several_units"),
+    pytest.param(32, 320, 0.0, id="all_binary"),
+    pytest.param(32, 320, 1.0, id="all_salient"),
+]
+pytestmark = [pytest.mark.usefixtures("nan_poison")]
+interpreted = pytest.mark.skipif(CUDA, reason="runs in Triton's interpreter; there is a GPU")
+
+
+def problem(M: int, N: int, K: int, ratio: float, dtype: torch.dtype, device: str = "cpu"):  # type: ignore[no-untyped-def]
+    layer = random_layer(N, K, int(ratio * K), device)
+    x = torch.randn(M, K).to(dtype).to(device)
+    return layer, to_kernel_layout(layer), x
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("M", [1, 17])
+def test_gathered_activations(M: int, dtype: torch.dtype) -> None:
+    _, packed, x = problem(M, 16, 1800, 0.2, dtype)
+
+    out, sums = gather_activations(x, packed)
+
+    expected, expected_sums = gather_activations_reference(x, packed)
+    assert torch.equal(out, expected)
+    assert_close(sums.sum(1), expected_sums.sum(1), rms=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("N", "K", "ratio"), SIZES)
+def test_kernel_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
+    layer, packed, x = problem(3, N, K, ratio, dtype)
+
+    y = mixed_gemm(*gather_activations(x, packed), packed, None, tile=SMALL, assembly=False)
+
+    assert_close(y, mixed_linear_reference(x, layer), rms=1e-5 if dtype == torch.float32 else 1e-3)
+
+
+@interpreted
+@pytest.mark.parametrize("step", [64, 128])
+@pytest.mark.parametrize("M", [1, 16, 17])
+def test_tokens_and_steps(M: int, step: int) -> None:
+    layer, packed, x = problem(M, 32, 320, 0.2, torch.float32)
+
+    y = mixed_gemm(*gather_activations(x, packed), packed, None, tile=replace(SMALL, step=step), assembly=False)
+
+    assert_close(y, mixed_linear_reference(x, layer), rms=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize(("split", "cost"), [(2, 1), (3, 4), (8, 2)])
+def test_split_sums_all_parts_once_and_clears_its_counters(split: int, cost: int) -> None:
+    layer, packed, x = problem(5, 40, 1300, 0.2, torch.float32)
+    tile = Tile(rows=32, tokens=16, step=128, split=split, cost=cost, warps=4, stages=2)
+    bias = torch.randn(40)
+
+    for _ in range(2):
+        y = mixed_gemm(*gather_activations(x, packed), packed, bias, tile=tile, assembly=False)
+        assert_close(y, mixed_linear_reference(x, layer, bias), rms=1e-5)
+    assert not packed.counters.any()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("N", "K", "ratio"), [*SIZES, pytest.param(300, 520, 0.2, id="several_chunks")])
+def test_decoded_gemm_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
+    layer, packed, x = problem(3, N, K, ratio, dtype)
+    bias = torch.randn(N).to(dtype)
+
+    x_gathered, _ = gather_activations(x, packed)
+    y = decoded_gemm(x_gathered, packed, bias, scratch_bytes=2 * 128 * len(packed.channels), assembly=False)
+
+    assert_close(y, mixed_linear_reference(x, layer, bias), rms=1e-5 if dtype == torch.float32 else 2e-3)
+
+
+def test_tiles_fit_the_kernel_for_all_sizes() -> None:
+    for M in (1, 16, 17, 100, 256, 257, 512):
+        for N, K in ((4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (576, 576), (192, 576), (1, 8)):
+            tile = select_tile(M, N, K)
+            assert tile is not None
+            assert tile.rows % 64 == tile.warps % 4 == 0
+            assert tile.step in (64, 128, 256)
+            output_tiles = -(-N // tile.rows) * -(-M // tile.tokens)
+            assert tile.split == 1 or output_tiles <= -(-N // 16), "one counter for a tile"
+            assert tile == select_tile(min(b for b in BUCKETS if b >= M), N, K), "warming up compiles it"
+    assert select_tile(BUCKETS[-1] + 1, 4096, 4096) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("N", "K", "ratio"), [*SIZES, pytest.param(4096, 4096, 0.2031, id="llama_o_proj")])
+@pytest.mark.parametrize("M", [1, 7, 16, 17, 64, 100, 256, 300, 512])
+def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
+    layer, packed, x = problem(M, N, K, ratio, dtype, "cuda")
+    tile = select_tile(M, N, K)
+    assert tile is not None
+    gathered = gather_activations(x, packed)
+
+    y = mixed_gemm(*gathered, packed, None, tile=tile)
+    again = mixed_gemm(*gathered, packed, None, tile=tile)
+
+    assert_close(y.float(), mixed_linear_reference(x, layer).float(), rms=5e-3)
+    assert torch.equal(y, again), "the sum has one order"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("M", [513, 2048])
+def test_decoded_gemm_on_the_gpu(M: int, dtype: torch.dtype) -> None:
+    layer, packed, x = problem(M, 4100, 4096, 0.2031, dtype, "cuda")
+
+    x_gathered, _ = gather_activations(x, packed)
+    y = decoded_gemm(x_gathered, packed, None, scratch_bytes=16 << 20)
+
+    assert_close(y.float(), mixed_linear_reference(x, layer).float(), rms=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (1100, 1000)])
+def test_nothing_compiles_after_warming_up(N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler at work while serving holds up every request."""
+    _, packed, _ = problem(1, N, K, 0.2, torch.bfloat16, "cuda")
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **launch: compiled.append(launch["repr"]))
+    for kernel in (activations._gather_kernel, mixed_gemm_module._mixed_gemm_kernel, decode_weights._decode_kernel):
+        kernel.device_caches.clear()  # forget what other tests compiled
+    x = torch.randn(1025, K, device="cuda").bfloat16()
+    for tokens in WARM_UP_TOKENS:
+        mixed_linear(x[:tokens], packed)
+    assert compiled
+    compiled.clear()
+
+    for tokens in (1, 2, 3, 15, 16, 17, 33, 64, 65, 127, 129, 255, 257, 300, 511, 512, 513, 600, 1024, 1025):
+        mixed_linear(x[:tokens], packed)
+
+    assert compiled == []

@@ -1,0 +1,18 @@
+"""Random layers for the kernel tests."""
+
+import torch
+
+from squeeze10_kernels import QuantizedLinear
+
+
+def random_layer(N: int, K: int, salient_channels: int, device: str = "cpu") -> QuantizedLinear:
+    """A layer under mask `columns`; row 0 has s1 = 0, row 1 has s4 = 0, scales have both signs."""
+    salient = torch.zeros(K, dtype=torch.bool)
+    salient[torch.randperm(K)[:salient_channels]] = True
+    codes = torch.where(salient.expand(N, K), torch.randint(0, 16, (N, K)), torch.randint(0, 2, (N, K)))
+    scales = torch.randn(N, 3) * torch.tensor([0.05, 0.01, 0.02])
+    scales[0, 0] = 0
+    scales[1:2, 1] = 0
+    channel_scales = (torch.randn(K) * 0.3).exp().clamp(max=4)
+    parts = (codes.to(torch.uint8), salient, scales.half(), channel_scales.half())
+    return QuantizedLinear(*(part.to(device) for part in parts))

@@ -29,15 +29,14 @@ class Tile:
     stages: int
 
 
-# Bucket to its tile and the programs that `split` may fill. H200, layers of LLaMA-7B: 16 is the best of a sweep; the
-# others are measured starting points, whose sum over a layer beats decoding up to 512 tokens; no sweep chose them.
+# Bucket to its tile and the programs that `split` may fill. H200, layers of LLaMA-7B: 16 is the best of a sweep, the
+# others are measured starting points. No tile with a step of 64 and 8 warps: its results differ from run to run
+# (LOG.md, 2026-11-22). Add one only after `test_repeated_launches_give_the_same_bits`.
 _TILES: Final[dict[int, tuple[Tile, int]]] = {
     16: (Tile(rows=64, tokens=16, step=256, split=1, cost=2, warps=4, stages=4), 576),
     32: (Tile(rows=128, tokens=32, step=256, split=1, cost=3, warps=4, stages=3), 344),
     64: (Tile(rows=128, tokens=64, step=128, split=1, cost=4, warps=4, stages=3), 344),
     128: (Tile(rows=128, tokens=128, step=128, split=1, cost=4, warps=8, stages=3), 344),
-    256: (Tile(rows=256, tokens=128, step=64, split=1, cost=4, warps=8, stages=3), 344),
-    512: (Tile(rows=256, tokens=128, step=64, split=1, cost=4, warps=8, stages=3), 1),
 }
 BUCKETS: Final = tuple(_TILES)
 """Token counts up to which one tile serves; above the last, weights are decoded and cuBLAS multiplies."""

@@ -99,12 +99,12 @@ def test_decoded_gemm_matches_reference(N: int, K: int, ratio: float, dtype: tor
 
 
 def test_tiles_fit_the_kernel_for_all_sizes() -> None:
-    for M in (1, 16, 17, 100, 256, 257, 512):
+    for M in (1, 16, 17, 33, 100, 128):
         for N, K in ((4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (576, 576), (192, 576), (1, 8)):
             tile = select_tile(M, N, K)
             assert tile is not None
             assert tile.rows % 64 == tile.warps % 4 == 0
-            assert tile.step in (64, 128, 256)
+            assert tile.step in (128, 256), "a step of 64 with 8 warps gave other bits in every run: LOG.md, 2026-11-22"
             output_tiles = -(-N // tile.rows) * -(-M // tile.tokens)
             assert tile.split == 1 or output_tiles <= -(-N // 16), "one counter for a tile"
             assert tile == select_tile(min(b for b in BUCKETS if b >= M), N, K), "warming up compiles it"
@@ -114,7 +114,7 @@ def test_tiles_fit_the_kernel_for_all_sizes() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("N", "K", "ratio"), [*SIZES, pytest.param(4096, 4096, 0.2031, id="llama_o_proj")])
-@pytest.mark.parametrize("M", [1, 7, 16, 17, 64, 100, 256, 300, 512])
+@pytest.mark.parametrize("M", [1, 7, 16, 17, 33, 64, 100, 128])
 def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
     layer, packed, x = problem(M, N, K, ratio, dtype, "cuda")
     tile = select_tile(M, N, K)
@@ -129,8 +129,29 @@ def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("N", "K"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
+@pytest.mark.parametrize("M", BUCKETS)
+def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
+    """A race shows here, not in one comparison: a tile that lost it once in 400 launches passed every other test."""
+    _, packed, x = problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
+    tile = select_tile(M, N, K)
+    assert tile is not None
+    gathered = gather_activations(x, packed)
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    first = mixed_gemm(*gathered, packed, None, tile=tile)
+    different = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    for launch in range(1000):
+        if launch % 8 == 0:
+            flush.zero_()  # some launches read from memory, some from cache
+        different += (mixed_gemm(*gathered, packed, None, tile=tile) != first).any()
+
+    assert int(different) == 0
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("M", [513, 2048])
+@pytest.mark.parametrize("M", [129, 2048])
 def test_decoded_gemm_on_the_gpu(M: int, dtype: torch.dtype) -> None:
     layer, packed, x = problem(M, 4100, 4096, 0.2031, dtype, "cuda")
 

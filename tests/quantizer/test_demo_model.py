@@ -144,7 +144,7 @@ def test_other_users_may_read_the_files(demo_model: Path) -> None:
 def test_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("keep")
 
-    with pytest.raises(BadInput, match="exists; give a path that does not"):
+    with pytest.raises(BadInput, match="exists already and is not overwritten"):
         writer.write_demo_model(tmp_path)
 
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]

@@ -121,7 +121,6 @@ class Squeeze10LinearMethod(LinearMethodBase):
             layer.channel_scales,
             getattr(layer, "channels", None),
             getattr(layer, "salient_mask", None),
-            getattr(layer, "counters", None),
             bias,
             self.layout,
             self.salient_channels,

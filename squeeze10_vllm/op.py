@@ -21,7 +21,6 @@ def mixed_linear(
     channel_scales: torch.Tensor,
     channels: torch.Tensor | None,
     salient_mask: torch.Tensor | None,
-    counters: torch.Tensor | None,
     bias: torch.Tensor | None,
     layout: str,
     salient_channels: int,
@@ -30,7 +29,7 @@ def mixed_linear(
 
     Args:
         x: Activations, `[..., K]` fp16, bf16 or fp32.
-        qweight, qweight_salient, channels, salient_mask, counters: By layout, None where it has none.
+        qweight, qweight_salient, channels, salient_mask: By layout, None where it has none.
         scales: `[N, 3]` fp16.
         channel_scales: `[K]` fp16.
         bias: `[N]` or None.
@@ -52,9 +51,8 @@ def mixed_linear(
         from squeeze10_kernels.mixed_linear import mixed_linear as fused_linear
 
         assert channels is not None
-        assert counters is not None
         binary_units = -((salient_channels - x.shape[-1]) // BINARY_UNIT)  # rounded up
-        packed = PackedLinear(qweight, scales, channels, channel_scales, counters, binary_units)
+        packed = PackedLinear(qweight, scales, channels, channel_scales, binary_units)
         y = fused_linear(rows.contiguous(), packed, bias)
     else:
         assert qweight_salient is not None
@@ -75,7 +73,6 @@ def mixed_linear_shape(
     channel_scales: torch.Tensor,
     channels: torch.Tensor | None,
     salient_mask: torch.Tensor | None,
-    counters: torch.Tensor | None,
     bias: torch.Tensor | None,
     layout: str,
     salient_channels: int,

@@ -2,7 +2,7 @@
 
 | layout           | where                           | parameters                                               |
 |------------------|---------------------------------|----------------------------------------------------------|
-| `columns_triton` | Hopper in bf16 and fp16         | `qweight`, `channels`, `counters`: see `kernel_layout`   |
+| `columns_triton` | Hopper in bf16 and fp16         | `qweight`, `channels`: see `kernel_layout`               |
 | `columns_int4`   | CPU in bf16                     | codes as torch's packed int4, `channels`: what they read |
 | `columns`        | elsewhere                       | codes as on disk, `channels`: their order                |
 | `elements`       | CUDA                            | codes and `salient_mask` as on disk                      |
@@ -92,5 +92,4 @@ def kernel_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "scales": packed.scales,
         "channel_scales": packed.channel_scales,
         "channels": packed.channels,
-        "counters": packed.counters,
     }

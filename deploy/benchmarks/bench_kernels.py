@@ -10,6 +10,7 @@ are replayed from a CUDA graph; times are medians (p20, p80) of one launch. A ke
 import argparse
 import csv
 import dataclasses
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -33,47 +34,29 @@ from squeeze10_kernels.reference import scale_activations
 from squeeze10_kernels.tiles import BUCKETS, Tile, bucket_of, select_tile
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-SWEPT_TOKENS = {16: (1, 16), 32: (32,), 64: (64,), 128: (128,), 256: (256,)}
+SWEPT_TOKENS = {8: (1, 8), 16: (16,), 32: (32,), 64: (64,), 128: (128,)}
 MAX_ERROR = 5e-3
-SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-
-# (rows, tokens, step, warps) and stages by bucket; compile_kernels.py shows what they cost
-CANDIDATES: dict[int, tuple[list[tuple[int, int, int, int]], tuple[int, ...]]] = {
-    16: (
-        [
-            (64, 16, 256, 4),
-            (128, 16, 256, 4),
-            (128, 16, 128, 4),
-            (256, 16, 256, 8),
-            (256, 16, 128, 4),
-            (256, 16, 128, 8),
-        ],
-        (2, 4, 6),
-    ),
-    32: ([(64, 32, 256, 4), (128, 32, 256, 4), (128, 32, 128, 4), (256, 32, 256, 8), (256, 32, 128, 8)], (2, 3, 4)),
-    64: ([(64, 64, 128, 4), (128, 64, 128, 4), (128, 64, 64, 4), (256, 64, 128, 8), (256, 64, 64, 8)], (2, 3, 4)),
-    128: ([(128, 64, 128, 4), (256, 64, 128, 8), (128, 128, 128, 8), (256, 128, 64, 8), (256, 128, 128, 8)], (2, 3, 4)),
-    256: ([(256, 128, 64, 8), (256, 128, 128, 8), (128, 128, 128, 8), (128, 256, 64, 8), (64, 256, 64, 4)], (2, 3, 4)),
+# (rows, groups, slices, tokens), (paired, unroll) by bucket; compile_kernels.py shows what they cost
+NARROW = ((16, 1, 4), (16, 1, 8), (32, 1, 4), (32, 1, 8), (64, 1, 4), (64, 1, 8))
+MIDDLE = ((32, 1, 4), (32, 1, 8), (32, 2, 2), (32, 2, 4), (32, 4, 2), (64, 1, 4), (64, 1, 8), (64, 2, 2))
+CANDIDATES: dict[int, tuple[list[tuple[int, int, int, int]], tuple[tuple[bool, int], ...]]] = {
+    8: ([(*shape, 8) for shape in NARROW], ((True, 1), (True, 2), (True, 5))),
+    16: ([(*shape, 16) for shape in NARROW], ((True, 1), (True, 2), (True, 4))),
+    32: ([(*shape, tokens) for shape in MIDDLE for tokens in (16, 32)], ((True, 1), (False, 1))),
+    64: ([(*shape, tokens) for shape in MIDDLE for tokens in (32, 64)], ((False, 1),)),
+    128: ([(*shape, 64) for shape in MIDDLE], ((False, 1),)),
 }
-TARGETS = (132, 264, 528, 1056)
-"""Programs wanted in a launch; the split follows."""
-SHARED_BYTES = 227 << 10
+WARPS = range(700, 6500)
+"""Of a launch worth trying, on 132 multiprocessors."""
 
 
-def candidate_tiles(bucket: int, N: int, K: int) -> list[Tile]:
-    shapes, stages = CANDIDATES[bucket]
+def candidate_tiles(bucket: int, N: int) -> list[Tile]:
+    shapes, loops = CANDIDATES[bucket]
     tiles = []
-    for (rows, tokens, step, warps), stage in itertools.product(shapes, stages):
-        if stage * (rows * step // 8 + step * tokens * 2) > SHARED_BYTES:
-            continue
-        programs = -(-N // rows) * (bucket // tokens)
-        wanted = {min(SPLITS, key=lambda split, at=target / programs: abs(split - at)) for target in TARGETS}
-        costs = (1, 2, 4) if bucket == 16 and stage == 4 else (3,)
-        tiles += [
-            Tile(rows, tokens, step, split, cost, warps, stage)
-            for split, cost in itertools.product(sorted(wanted), costs)
-            if split <= K // 512
-        ]
+    for (rows, groups, slices, tokens), (paired, unroll) in itertools.product(shapes, loops):
+        warps = -(-N // (rows * groups)) * (bucket // tokens) * groups * slices
+        if warps in WARPS:
+            tiles.append(Tile(rows, groups, slices, tokens, paired, unroll))
     return tiles
 
 
@@ -84,10 +67,9 @@ def compile_in_worker(tiles: list[Tile]) -> int:
     codes = torch.zeros(256, 4096, dtype=torch.uint8, device="cuda")
     zeros = torch.zeros(256, 3, device="cuda").half()
     packed = to_kernel_layout(QuantizedLinear(codes, salient, zeros, torch.ones(4096, device="cuda").half()))
-    x, sums = gather_activations(torch.zeros(2, 4096, dtype=torch.bfloat16, device="cuda"), packed)
+    x, sums = gather_activations(torch.zeros(2, 4096, dtype=torch.bfloat16, device="cuda"), packed, grouped=True)
     failed = 0
     for tile in tiles:
-        packed.counters.zero_()
         try:
             mixed_gemm(x, sums, packed, None, tile=tile)
         except Exception as error:  # noqa: BLE001 - a tile that does not fit is left out of the sweep
@@ -129,8 +111,9 @@ class Bench:
         self.writer.writerow([*self.context, problem.name, N, K, tokens, what, name, *numbers])
         self.file.flush()
 
+    @functools.cache  # noqa: B019 - one bench lives as long as the process
     def activations(self, problem: Problem, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fresh activations and the fp32 output that the format prescribes."""
+        """Activations and the fp32 output that the format prescribes."""
         x = torch.randn(tokens, LAYERS[problem.name][1], device="cuda", dtype=torch.bfloat16)
         return x, scale_activations(x, problem.channel_scales).float() @ problem.weights.T
 
@@ -144,7 +127,7 @@ class Bench:
 
     def time_mixed(self, problem: Problem, tokens: int, tile: Tile, what: str = "mixed", replays: int = 20) -> float:
         x, expected = self.activations(problem, tokens)
-        gathered = gather_activations(x, problem.packed)
+        gathered = gather_activations(x, problem.packed, grouped=True)
         error = relative_error(mixed_gemm(*gathered, problem.packed, None, tile=tile), expected)
         if not error < MAX_ERROR:
             print(f"WRONG, not timed: {problem.name} {tokens} tokens {tile}: error {error:.3g}", flush=True)
@@ -154,21 +137,27 @@ class Bench:
         self.record(problem, tokens, what, times, moved=problem.packed_bytes, tile=tile, error=error)
         return times[0]
 
-    def time_mixed_with_gather(self, problem: Problem, tokens: int, tile: Tile) -> float:
-        x, _ = self.activations(problem, tokens)
+    def time_mixed_with_gather(
+        self, problem: Problem, tokens: int, tile: Tile, what: str = "mixed_with_gather", replays: int = 20
+    ) -> float:
+        x, expected = self.activations(problem, tokens)
 
-        def launch(copy: PackedLinear) -> None:
-            mixed_gemm(*gather_activations(x, copy), copy, None, tile=tile)
+        def launch(copy: PackedLinear) -> torch.Tensor:
+            return mixed_gemm(*gather_activations(x, copy, grouped=True), copy, None, tile=tile)
 
-        times = time_launches([partial(launch, copy) for copy in problem.copies], 20)
-        self.record(problem, tokens, "mixed_with_gather", times, moved=problem.packed_bytes, tile=tile)
+        error = relative_error(launch(problem.packed), expected)
+        if not error < MAX_ERROR:
+            print(f"WRONG, not timed: {problem.name} {tokens} tokens {tile}: error {error:.3g}", flush=True)
+            return float("inf")
+        times = time_launches([partial(launch, copy) for copy in problem.copies], replays)
+        self.record(problem, tokens, what, times, moved=problem.packed_bytes, tile=tile, error=error)
         return times[0]
 
     def time_decoded(self, problem: Problem, tokens: int, scratch: int) -> float:
         x, expected = self.activations(problem, tokens)
 
         def launch(packed: PackedLinear) -> torch.Tensor:
-            return decoded_gemm(gather_activations(x, packed)[0], packed, None, scratch_bytes=scratch)
+            return decoded_gemm(gather_activations(x, packed, grouped=False)[0], packed, None, scratch_bytes=scratch)
 
         error = relative_error(launch(problem.packed), expected)
         if not error < MAX_ERROR:
@@ -195,7 +184,9 @@ def floors(bench: Bench, problems: dict[str, Problem]) -> None:
         launches = [partial(_read_kernel[(len(w) // 4096,)], w, out, BLOCK=4096) for w in words]
         times = time_launches(launches, 20)
         bench.record(problem, 0, "read_only", times, moved=problem.packed.words.nbytes)
-        gather = time_launches([partial(gather_activations, bench.activations(problem, 1)[0], problem.packed)] * 20, 20)
+        gather = time_launches(
+            [partial(gather_activations, bench.activations(problem, 1)[0], problem.packed, grouped=True)] * 20, 20
+        )
         bench.record(problem, 1, "gather_only", gather)
         scratch = torch.empty(2048, len(problem.packed.channels), dtype=torch.bfloat16, device="cuda")
         launches = [partial(decode_rows_into, scratch, copy, 0) for copy in problem.copies[:8]]
@@ -210,7 +201,7 @@ def sweep(
     bench: Bench, problems: dict[str, Problem], workers: int, seconds: float
 ) -> dict[tuple[int, str], list[Tile]]:
     """The best tiles first for every (bucket, layer), by the sum over the swept token counts."""
-    plans = {(bucket, name): candidate_tiles(bucket, *LAYERS[name][:2]) for bucket in SWEPT_TOKENS for name in problems}
+    plans = {(bucket, name): candidate_tiles(bucket, LAYERS[name][0]) for bucket in SWEPT_TOKENS for name in problems}
     compile_all(list(dict.fromkeys(itertools.chain(*plans.values()))), workers)
     best, start = {}, time.time()
     for (bucket, name), tiles in plans.items():
@@ -220,42 +211,37 @@ def sweep(
                 print(f"out of time: {bucket} {name} swept in part", flush=True)
                 break
             try:
-                each = [bench.time_mixed(problems[name], M, tile, "sweep", 7) for M in SWEPT_TOKENS[bucket]]
+                each = [bench.time_mixed_with_gather(problems[name], M, tile, "sweep", 5) for M in SWEPT_TOKENS[bucket]]
             except Exception as error:  # noqa: BLE001 - a tile that does not fit is left out of the sweep
                 print("does not run:", tile, str(error)[:100], flush=True)
                 continue
             ranked.append((sum(each), each, tile))
         ranked.sort(key=lambda row: row[0])
         best[bucket, name] = [tile for _, _, tile in ranked]
-        for _, each, tile in ranked[:3]:
+        for _, each, tile in ranked[:4]:
             show = " ".join(f"{us:7.2f}" for us in each)
             print(f"best {bucket:3d} {name:8s} {show} us  {dataclasses.astuple(tile)}", flush=True)
     print(f"swept in {time.time() - start:.0f} s", flush=True)
     return best
 
 
-def report(bench: Bench, problems: dict[str, Problem], best: dict[tuple[int, str], list[Tile]]) -> None:
+def report(
+    bench: Bench, problems: dict[str, Problem], best: dict[tuple[int, str], list[Tile]], tokens: list[int]
+) -> None:
     print(
         "\ntokens  | per layer: cuBLAS us / ours us (with gather) | sum: cuBLAS, ours, speed-up, with gather",
         flush=True,
     )
-    for M in TOKENS:
+    for M in tokens:
         sums, cells = [0.0, 0.0, 0.0], []
         for name, problem in problems.items():
-            N, K, _ = LAYERS[name]
+            N = LAYERS[name][0]
             base = bench.time_cublas(problem, M)
-            decoded = (
-                min((bench.time_decoded(problem, M, mib << 20) for mib in (16, 32, 64)), default=0) if M > 64 else 1e9
-            )
-            bucket = bucket_of(M) or BUCKETS[-1]
-            fallback = select_tile(min(M, BUCKETS[-1]), N, K)
-            tiles = best.get((bucket, name), [])[: 3 if M <= 256 else 1] or [fallback]
-            if M > 256:
-                tiles = [dataclasses.replace(tile, split=1) for tile in tiles]
-                tiles += [dataclasses.replace(tile, split=1) for tile in best.get((128, name), [])[:1]]
-            timed = {tile: bench.time_mixed(problem, M, tile) for tile in tiles if tile and M <= 1024}
-            alone = min(timed.values(), default=1e9)
-            gathered = bench.time_mixed_with_gather(problem, M, min(timed, key=timed.__getitem__)) if timed else 1e9
+            decoded = min((bench.time_decoded(problem, M, mib << 20) for mib in (32, 64)), default=0) if M > 64 else 1e9
+            tiles = best.get((bucket_of(M) or BUCKETS[-1], name), [])[:2] or [select_tile(min(M, BUCKETS[-1]), N)]
+            timed = {tile: bench.time_mixed_with_gather(problem, M, tile) for tile in tiles if tile and M <= 256}
+            gathered = min(timed.values(), default=1e9)
+            alone = bench.time_mixed(problem, M, min(timed, key=timed.__getitem__)) if timed else 1e9
             ours, whole = min(alone, decoded), min(gathered, decoded)
             mark = "d" if decoded < alone else ""
             cells.append(f"{name} {base:.1f}/{ours:.1f}{mark} ({whole:.1f})")
@@ -271,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--sweep-seconds", type=float, default=200, help="after compiling; the report follows anyway")
     parser.add_argument("--workers", type=int, default=14)
@@ -282,7 +269,7 @@ def main() -> None:
     gc.freeze()  # every capture collects garbage
     floors(bench, problems)
     best = sweep(bench, problems, arguments.workers, arguments.sweep_seconds) if arguments.sweep else {}
-    report(bench, problems, best)
+    report(bench, problems, best, arguments.tokens)
 
 
 if __name__ == "__main__":

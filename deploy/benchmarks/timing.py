@@ -21,7 +21,7 @@ COLD_BYTES = 140 << 20
 """More than twice the 60 MB of an H200's L2."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """A layer, its cold copies, and its weights in bf16."""
 
@@ -46,8 +46,7 @@ def make_problem(name: str) -> Problem:
     layer = QuantizedLinear(codes, salient, scales, (torch.randn(K, device="cuda") * 0.2).exp().half())
     packed = to_kernel_layout(layer)
     copies = [
-        dataclasses.replace(packed, words=packed.words.clone(), counters=packed.counters.clone())
-        for _ in range(-(-COLD_BYTES // packed.words.nbytes))
+        dataclasses.replace(packed, words=packed.words.clone()) for _ in range(-(-COLD_BYTES // packed.words.nbytes))
     ]
     return Problem(name, packed, copies, decode_rows(layer), layer.channel_scales)
 
@@ -55,13 +54,15 @@ def make_problem(name: str) -> Problem:
 def time_launches(launches: list[Callable[[], object]], replays: int) -> tuple[float, float, float]:
     """Median, p20 and p80 microseconds of one launch; the launches run one after another in a graph."""
     stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         launches[0]()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+        stream.synchronize()
+        graph.capture_begin()  # torch.cuda.graph would collect garbage and empty the cache before each
         for launch in launches:
             launch()
+        graph.capture_end()
+    torch.cuda.synchronize()
     times = []
     for _ in range(replays + 2):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

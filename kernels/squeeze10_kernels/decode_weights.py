@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import ROWS, PackedLinear
-from squeeze10_kernels.unpacking import binary_weights, load_words, salient_offset, salient_weights
+from squeeze10_kernels.unpacking import binary_offset, binary_weights, load_words, salient_offset, salient_weights
 
-SCRATCH_BYTES: Final = 32 << 20
-"""Decoded rows at a time: they stay in the L2 cache of an H200 (60 MB) until cuBLAS reads them."""
+SCRATCH_BYTES: Final = 64 << 20
+"""Decoded rows at a time; 16 and 32 MiB, which stay in the L2 cache of an H200, are slower (LOG.md, 2026-11-22)."""
 
 
 @triton.jit
@@ -31,19 +31,21 @@ def _decode_kernel(
     KP = U1 * 256 + U4 * 64
     row = tile * BN + tl.arange(0, BN)  # [BN], within the chunk
     n = first_tile * BN + row
-    words = load_words(words_ptr, unit, 0, first_tile + tile, N, BN, 4)
+    row_tile = (first_tile + tile) * (BN // 16) + tl.arange(0, BN // 16)[None, :]
+    words = load_words(words_ptr, unit + tl.arange(0, 1), U1 + U4, row_tile, N)
     out_row = out_ptr + (row.to(tl.int64) * KP)[:, None]
     in_chunk = ((row < rows) & (n < N))[:, None]
     if unit < U1:
         s1 = tl.load(scales_ptr + n * 3, mask=n < N, other=0.0).to(tl.float32)
-        binary = binary_weights(words, dtype, ASM).to(tl.float32) * s1[:, None]
-        tl.store(out_row + unit * 256 + tl.arange(0, 256)[None, :], binary.to(dtype), mask=in_chunk)
+        k1 = unit * 256 + tl.arange(0, 256)
+        signs = tl.reshape(binary_weights(words, dtype, ASM), (BN, 256)).to(tl.float32) - binary_offset(k1)[None, :]
+        tl.store(out_row + k1[None, :], (signs * s1[:, None]).to(dtype), mask=in_chunk)
     else:
         s4 = tl.load(scales_ptr + n * 3 + 1, mask=n < N, other=0.0).to(tl.float32)[:, None]
         z4 = tl.load(scales_ptr + n * 3 + 2, mask=n < N, other=0.0).to(tl.float32)[:, None]
-        salient = s4 * (salient_weights(words, dtype, ASM).to(tl.float32) - salient_offset(dtype)) + z4
-        k = U1 * 256 + (unit - U1) * 64 + tl.arange(0, 64)
-        tl.store(out_row + k[None, :], salient.to(dtype), mask=in_chunk)
+        levels = tl.reshape(salient_weights(words, dtype, ASM), (BN, 64)).to(tl.float32) - salient_offset(dtype)
+        k4 = U1 * 256 + (unit - U1) * 64 + tl.arange(0, 64)
+        tl.store(out_row + k4[None, :], (s4 * levels + z4).to(dtype), mask=in_chunk)
 
 
 def decode_rows_into(out: torch.Tensor, packed: PackedLinear, first_row: int, *, assembly: bool = True) -> None:

@@ -33,7 +33,6 @@ class PackedLinear:
         scales: `[N, 3]` fp16: s1, s4, z4.
         channels: `[256 U1 + 64 U4]` int32: the input channel of every kernel channel, or -1.
         channel_scales: `[K]` fp16.
-        counters: `[ceil(N / 16)]` int32, zero between launches: how many programs of an output tile have finished.
         binary_units: U1.
     """
 
@@ -41,7 +40,6 @@ class PackedLinear:
     scales: torch.Tensor
     channels: torch.Tensor
     channel_scales: torch.Tensor
-    counters: torch.Tensor
     binary_units: int
 
     @property
@@ -68,8 +66,7 @@ def to_kernel_layout(layer: QuantizedLinear) -> PackedLinear:
     salient = _padded(torch.nonzero(layer.salient).flatten(), SALIENT_UNIT)
     words = torch.cat((_pack_binary(_columns(layer.codes, binary)), _pack_salient(_columns(layer.codes, salient))))
     channels = torch.cat((binary, salient)).int()
-    counters = torch.zeros(words.shape[1], dtype=torch.int32, device=words.device)
-    return PackedLinear(words, layer.scales, channels, layer.channel_scales, counters, len(binary) // BINARY_UNIT)
+    return PackedLinear(words, layer.scales, channels, layer.channel_scales, len(binary) // BINARY_UNIT)
 
 
 def from_kernel_layout(packed: PackedLinear) -> QuantizedLinear:
@@ -97,36 +94,36 @@ def _columns(codes: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(chosen, (0, 0, 0, -len(codes) % ROWS))
 
 
-# A channel of a unit is (word, step, half k, lane, pair) for 1 bit and (step, half k, lane, pair) for 4 bits, where
-# step, half k, lane, pair are the 16, 8, 2, 1 of a tensor core tile; a row is (half row, row).
+# A channel of a unit is (word, step, lane, half k, pair) for 1 bit and (step, lane, half k, pair) for 4 bits: a lane
+# holds four channels in a row, of which a tensor core tile takes two in either half of its k; a row is (half row, row).
 
 
 def _pack_binary(bits: torch.Tensor) -> torch.Tensor:
-    """`[16 T, 256 U]` to `[U, T, 256]`; bit 4 step + 2 half k + half row of the half-word pair."""
+    """`[16 T, 256 U]` to `[U, T, 256]`; bit 8 half row + 2 step + half k of the half-word pair."""
     tiles, units = bits.shape[0] // ROWS, bits.shape[1] // BINARY_UNIT
-    fields = bits.view(tiles, 2, 8, units, 4, 4, 2, 4, 2)  # tile, half row, row, unit, word, step, half k, lane, pair
-    fields = fields.permute(3, 0, 2, 7, 4, 8, 5, 6, 1).reshape(units, tiles, UNIT_HALFWORDS, 16)
+    fields = bits.view(tiles, 2, 8, units, 4, 4, 4, 2, 2)  # tile, half row, row, unit, word, step, lane, half k, pair
+    fields = fields.permute(3, 0, 2, 6, 4, 8, 1, 5, 7).reshape(units, tiles, UNIT_HALFWORDS, 16)
     return _gather_bits(fields, width=1)
 
 
 def _unpack_binary(words: torch.Tensor) -> torch.Tensor:
     units, tiles = words.shape[:2]
-    fields = _scatter_bits(words, width=1).view(units, tiles, 8, 4, 4, 2, 4, 2, 2)
-    return fields.permute(1, 8, 2, 0, 4, 6, 7, 3, 5).reshape(tiles * ROWS, units * BINARY_UNIT)
+    fields = _scatter_bits(words, width=1).view(units, tiles, 8, 4, 4, 2, 2, 4, 2)
+    return fields.permute(1, 6, 2, 0, 4, 7, 3, 8, 5).reshape(tiles * ROWS, units * BINARY_UNIT)
 
 
 def _pack_salient(codes: torch.Tensor) -> torch.Tensor:
     """`[16 T, 64 U]` to `[U, T, 256]`; nibble 2 half k + half row, every word rotated left by 3."""
     tiles, units = codes.shape[0] // ROWS, codes.shape[1] // SALIENT_UNIT
-    fields = codes.view(tiles, 2, 8, units, 4, 2, 4, 2)  # tile, half row, row, unit, step, half k, lane, pair
-    fields = fields.permute(3, 0, 2, 6, 4, 7, 5, 1).reshape(units, tiles, UNIT_HALFWORDS, 4)
+    fields = codes.view(tiles, 2, 8, units, 4, 4, 2, 2)  # tile, half row, row, unit, step, lane, half k, pair
+    fields = fields.permute(3, 0, 2, 5, 4, 7, 6, 1).reshape(units, tiles, UNIT_HALFWORDS, 4)
     return _rotate_left(_gather_bits(fields, width=4), 3)
 
 
 def _unpack_salient(words: torch.Tensor) -> torch.Tensor:
     units, tiles = words.shape[:2]
     fields = _scatter_bits(_rotate_left(words, 29), width=4).view(units, tiles, 8, 4, 4, 2, 2, 2)
-    return fields.permute(1, 7, 2, 0, 4, 6, 3, 5).reshape(tiles * ROWS, units * SALIENT_UNIT)
+    return fields.permute(1, 7, 2, 0, 4, 3, 6, 5).reshape(tiles * ROWS, units * SALIENT_UNIT)
 
 
 def _gather_bits(fields: torch.Tensor, width: int) -> torch.Tensor:

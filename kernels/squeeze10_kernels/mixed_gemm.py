@@ -1,9 +1,13 @@
 """One launch for both parts of a layer: `acc[N, M] = W x̃ᵀ` with W built in registers.
 
-Up to some 64 tokens the kernel is bound by unpacking (one shift and one `lop3` for two weights) and by memory; beyond
-that by the tensor core. Weights are the left operand because Hopper's `wgmma` takes that one from registers; the loop
-holds no scales, since they are per row and per channel, and no subtraction, since the epilogue takes off the offset:
-`y = s1 acc1 + s4 acc4 + (z4 - s4 offset) Σ x̃`.
+A warp works alone: it loads packed weights and activations in the order in which `mma.sync` takes its operands, unpacks
+in place and multiplies, without shared memory and without a barrier, until the warps of a program sum their slices of
+the input channels once, at the end. In Triton that is a batched `tl.dot`, whose batches are spread over the warps.
+(Hopper's `wgmma` with weights from registers is faster in theory; Triton 3.6 gives it two hazards,
+triton-lang/triton#9433 and #11047, and our results were wrong in some launches: LOG.md, 2026-11-22.)
+
+The loop holds no scales, since they are per row and per channel, and no subtraction, since the epilogue takes off what
+unpacking adds to the weights: `y = s1 (acc1 - Σ offset x̃) + s4 acc4 + (z4 - s4 offset) Σ x̃`.
 """
 
 import torch
@@ -18,80 +22,114 @@ _TINY: tl.constexpr = tl.constexpr(2.0**-60)
 """Stands for an s4 of zero, by which the accumulator is divided and multiplied."""
 
 
+@triton.jit
+def _load_tokens(x_ptr, first_group, group_size, block, end, M, BM: tl.constexpr, J: tl.constexpr):
+    """Activations of `32 J` channels from blocks `[B]` of 32 channels on, zero from `end` on: `[B, 32 J, BM]`."""
+    B: tl.constexpr = block.shape[0]
+    at = tl.arange(0, 256)[None, None, None, :]  # [token, lane, step, channel]: 8 channels of a token at once
+    group = first_group + tl.arange(0, BM // 8)[None, :, None, None]
+    vector = block[:, None, None, None] + tl.arange(0, J)[None, None, :, None]
+    mask = (group * 8 + at // 32 < M) & (block < end)[:, None, None, None]
+    x = tl.load(x_ptr + group * group_size + vector * 256 + at, mask=mask, other=0.0)
+    fields = tl.reshape(x, (B, BM // 8, J, 8, 4, 2, 4))  # [B, group, vector, token, lane, step, channel]
+    return tl.reshape(tl.permute(fields, (0, 2, 5, 4, 6, 1, 3)), (B, 32 * J, BM))
+
+
 @triton.jit(do_not_specialize=["M"])
 def _mixed_gemm_kernel(
-    x_ptr,  # [M, KP]
-    sums_ptr,  # [M, S] fp32
+    x_ptr,  # [ceil(M / 8), KP / 32, 256]
+    sums_ptr,  # [M, 2, BLOCKS] fp32
     words_ptr,  # [U1 + U4, ceil(N / 16), 256] int16
     scales_ptr,  # [N, 3] fp16
     bias_ptr,  # [N]
     y_ptr,  # [M, N]
-    partial_ptr,  # [tiles, SPLIT, BN, BM] fp32
-    counters_ptr,  # [tiles] int32
     M,
     N,
     U1,
     U4,
-    S,
+    BLOCKS,
     HAS_BIAS: tl.constexpr,
-    BN: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SLICES: tl.constexpr,
     BM: tl.constexpr,
-    STEP: tl.constexpr,
-    SPLIT: tl.constexpr,
-    COST: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PAIRED: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ASM: tl.constexpr,
 ):
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    STEPS: tl.constexpr = 256 // STEP
-    tile_n, tile_m, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    B: tl.constexpr = SLICES * GROUPS
+    BN: tl.constexpr = ROWS * GROUPS
+    tile_n, tile_m = tl.program_id(0), tl.program_id(1)
     n = tile_n * BN + tl.arange(0, BN)  # [BN]
     m = tile_m * BM + tl.arange(0, BM)  # [BM]
-    x_row = x_ptr + (m.to(tl.int64) * (U1 * 256 + U4 * 64))[None, :]
     m_in, n_in = m < M, n < N
 
-    # the units are one list, binary ones first, cut into SPLIT parts of equal cost
-    total = U1 * COST + U4
-    begin, end = total * part // SPLIT, total * (part + 1) // SPLIT
-    begin4, end4 = tl.maximum(begin - U1 * COST, 0), tl.maximum(end - U1 * COST, 0)
-    begin1, end1 = tl.minimum(begin // COST, U1), tl.minimum(end // COST, U1)
+    # a warp: a group of rows, and a slice of the units, which are dealt to the slices in turn
+    warp = tl.arange(0, B)
+    first_unit = warp // GROUPS  # [B]
+    row_tile = tile_n * (BN // 16) + (warp % GROUPS)[:, None] * (ROWS // 16) + tl.arange(0, ROWS // 16)[None, :]
+    group_size = (U1 * 8 + U4 * 2) * 256
+    first_group = tile_m * (BM // 8)
+    rounds1, rounds4 = tl.cdiv(U1, SLICES), tl.cdiv(U4, SLICES)
 
-    acc = tl.zeros((BN, BM), dtype=tl.float32)
-    for step in range(begin1 * STEPS, end1 * STEPS):
-        words = load_words(words_ptr, step // STEPS, step % STEPS * (STEP // 64), tile_n, N, BN, STEP // 64)
-        x = tl.load(x_row + (step * STEP + tl.arange(0, STEP))[:, None], mask=m_in[None, :], other=0.0)
-        acc = tl.dot(binary_weights(words, dtype, ASM), x, acc)
-
-    # one accumulator for both parts, in units of s4
+    # loads first, so that nothing waits for them at the end
     s1 = tl.load(scales_ptr + n * 3, mask=n_in, other=0.0).to(tl.float32)
     s4 = tl.load(scales_ptr + n * 3 + 1, mask=n_in, other=0.0).to(tl.float32)
-    unit_scale = tl.where(s4 == 0, _TINY, s4)
-    acc *= (s1 / unit_scale)[:, None]
-    for unit in range(begin4, end4):
-        words = load_words(words_ptr, U1 + unit, 0, tile_n, N, BN, 4)
-        x = tl.load(x_row + (U1 * 256 + unit * 64 + tl.arange(0, 64))[:, None], mask=m_in[None, :], other=0.0)
-        acc = tl.dot(salient_weights(words, dtype, ASM), x, acc)
-
-    if SPLIT > 1:
-        tile = tile_m * tl.num_programs(0) + tile_n
-        cell = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
-        partial = partial_ptr + (tile * SPLIT).to(tl.int64) * (BN * BM) + cell
-        tl.store(partial + part * (BN * BM), acc)
-        tl.debug_barrier()
-        if tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") != SPLIT - 1:
-            return
-        # the last to finish sums all parts in their order, whichever it is, so that results repeat to the bit
-        tl.debug_barrier()
-        acc = tl.zeros((BN, BM), dtype=tl.float32)
-        # small tiles have the registers to load all parts at once
-        for i in tl.range(0, SPLIT, num_stages=1, loop_unroll_factor=SPLIT if BM <= 32 else 1):
-            acc += tl.load(partial + i * (BN * BM), cache_modifier=".cg")
-        tl.store(counters_ptr + tile, 0)
-
     z4 = tl.load(scales_ptr + n * 3 + 2, mask=n_in, other=0.0).to(tl.float32)
-    s = tl.arange(0, BLOCK_S)
-    sums = tl.load(sums_ptr + m[:, None] * S + s[None, :], mask=m_in[:, None] & (s < S)[None, :], other=0.0)
-    y = acc * unit_scale[:, None] + (z4 - salient_offset(dtype) * s4)[:, None] * tl.sum(sums, axis=1)[None, :]
+    unit_scale = tl.where(s4 == 0, _TINY, s4)
+    acc = tl.zeros((B, ROWS, BM), dtype=tl.float32)
+    acc4 = tl.zeros((B, ROWS, BM), dtype=tl.float32)
+    held, held4 = (), ()
+    if RESIDENT:
+        # all words of the program at once, while the launch ahead still runs: they do not depend on it
+        for i in tl.static_range(ROUNDS):
+            held += (load_words(words_ptr, first_unit + i * SLICES, U1, row_tile, N),)  # type: ignore[assignment]
+            held4 += (load_words(words_ptr, U1 + first_unit + i * SLICES, U1 + U4, row_tile, N),)  # type: ignore[assignment]
+    if ASM:
+        tl.extra.cuda.gdc_wait()  # what was launched before has written its results: activations may be read
+    block = tl.arange(0, BLOCK_S)
+    sums = sums_ptr + m[:, None] * (2 * BLOCKS) + block[None, :]
+    sums_in = m_in[:, None] & (block < BLOCKS)[None, :]
+    binary_sums = tl.load(sums, mask=sums_in, other=0.0)
+    salient_sums = tl.load(sums + BLOCKS, mask=sums_in, other=0.0)
+    if RESIDENT:
+        for i in tl.static_range(ROUNDS):
+            unit = first_unit + i * SLICES
+            x = _load_tokens(x_ptr, first_group, group_size, unit * 8, U1 * 8, M, BM, 8)
+            x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
+            acc = tl.dot(binary_weights(held[i], dtype, ASM), x, acc)
+            acc4 = tl.dot(salient_weights(held4[i], dtype, ASM), x4, acc4)
+    else:
+        for i in tl.range(ROUNDS if PAIRED else rounds1, loop_unroll_factor=UNROLL):
+            unit = first_unit + i * SLICES
+            words = load_words(words_ptr, unit, U1, row_tile, N)
+            x = _load_tokens(x_ptr, first_group, group_size, unit * 8, U1 * 8, M, BM, 8)
+            if PAIRED:
+                words4 = load_words(words_ptr, U1 + unit, U1 + U4, row_tile, N)
+                x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
+                acc4 = tl.dot(salient_weights(words4, dtype, ASM), x4, acc4)
+            acc = tl.dot(binary_weights(words, dtype, ASM), x, acc)
+
+    # one accumulator for both parts, in units of s4
+    ratio = tl.reshape(s1 / unit_scale, (GROUPS, ROWS))
+    ratio = tl.reshape(tl.broadcast_to(ratio[None, :, :], (SLICES, GROUPS, ROWS)), (B, ROWS))
+    acc = acc * ratio[:, :, None] + acc4
+    if not PAIRED and not RESIDENT:
+        for i in tl.range(rounds4, loop_unroll_factor=UNROLL):
+            unit = first_unit + i * SLICES
+            words4 = load_words(words_ptr, U1 + unit, U1 + U4, row_tile, N)
+            x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
+            acc = tl.dot(salient_weights(words4, dtype, ASM), x4, acc)
+    if ASM:
+        tl.extra.cuda.gdc_launch_dependents()
+    total = tl.reshape(tl.sum(tl.reshape(acc, (SLICES, GROUPS, ROWS, BM)), axis=0), (BN, BM))
+
+    y = total * unit_scale[:, None] - s1[:, None] * tl.sum(binary_sums, axis=1)[None, :]
+    y += (z4 - salient_offset(dtype) * s4)[:, None] * tl.sum(salient_sums, axis=1)[None, :]
     if HAS_BIAS:
         y += tl.load(bias_ptr + n, mask=n_in, other=0.0).to(tl.float32)[:, None]
     y_at = y_ptr + (m.to(tl.int64) * N)[None, :] + n[:, None]
@@ -118,20 +156,18 @@ def mixed_gemm(
     Returns:
         `[M, N]` in the dtype of x.
     """
-    M, N = x.shape[0], packed.out_features
-    grid = (triton.cdiv(N, tile.rows), triton.cdiv(M, tile.tokens), tile.split)
+    M, N = sums.shape[0], packed.out_features
+    grid = (triton.cdiv(N, tile.rows * tile.groups), triton.cdiv(M, tile.tokens))
+    rounds = triton.cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
     y = x.new_empty(M, N)
-    partial = sums
-    if tile.split > 1:
-        assert grid[0] * grid[1] <= len(packed.counters), "an output tile has one counter"
-        partial = x.new_empty(grid[0] * grid[1] * tile.split * tile.rows * tile.tokens, dtype=torch.float32)
     _mixed_gemm_kernel[grid](
-        x, sums, packed.words, packed.scales, y if bias is None else bias, y, partial, packed.counters,
-        M, N, packed.binary_units, packed.salient_units, sums.shape[1],
+        x, sums, packed.words, packed.scales, y if bias is None else bias, y,
+        M, N, packed.binary_units, packed.salient_units, sums.shape[2],
         HAS_BIAS=bias is not None,
-        BN=tile.rows, BM=tile.tokens, STEP=tile.step, SPLIT=tile.split, COST=tile.cost,
-        BLOCK_S=max(16, triton.next_power_of_2(sums.shape[1])),
+        ROWS=tile.rows, GROUPS=tile.groups, SLICES=tile.slices, BM=tile.tokens,
+        ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=tile.paired, UNROLL=tile.unroll,
+        BLOCK_S=max(16, triton.next_power_of_2(sums.shape[2])),
         ASM=assembly,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.groups * tile.slices, num_stages=1, launch_pdl=assembly,
     )  # fmt: skip
     return y

@@ -1,4 +1,4 @@
-"""A quantized linear layer on the GPU: gather, then the kernel that is fastest for this number of tokens."""
+"""A quantized linear layer on the GPU, by whatever is fastest for this number of tokens."""
 
 import torch
 
@@ -19,11 +19,11 @@ def mixed_linear(x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | Non
     Returns:
         `[M, N]` in the dtype of x.
     """
-    M, N = len(x), packed.out_features
+    M = len(x)
     if M == 0:
-        return x.new_empty(0, N)
-    gathered, sums = gather_activations(x, packed)
-    tile = select_tile(M, N, packed.in_features)
+        return x.new_empty(0, packed.out_features)
+    tile = select_tile(M, packed.out_features)
+    gathered, sums = gather_activations(x, packed, grouped=tile is not None)
     if tile is None:
         return decoded_gemm(gathered, packed, bias)
     return mixed_gemm(gathered, sums, packed, bias, tile=tile)

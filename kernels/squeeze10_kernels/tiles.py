@@ -1,9 +1,8 @@
 """Which tile a launch uses: a pure function of the sizes. Nothing is tuned while serving."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Final
-
-MAX_SPLIT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,32 +10,34 @@ class Tile:
     """How a launch of the mixed kernel is cut.
 
     Attributes:
-        rows: Output features of a program; on a GPU a multiple of 64, for weights go to `wgmma` from registers.
-        tokens: Tokens of a program.
-        step: Binary channels of a loop step: 64, 128 or 256.
-        split: Programs that share an output tile and sum in a fixed order.
-        cost: Time of a binary unit over that of a salient one; where `split` cuts.
-        warps: Warps of a program; a multiple of 4 on a GPU.
-        stages: Loop steps in flight.
+        rows: Output features of a warp, a multiple of 16.
+        groups: Warps of a program side by side, each with its rows.
+        slices: Warps of a program that share rows, each with its units of the input channels.
+        tokens: Tokens of a program, a multiple of 8.
+        paired: A binary and a salient unit in every step of one loop, rather than two loops.
+        unroll: Loop steps whose loads may be in flight together.
     """
 
     rows: int
+    groups: int
+    slices: int
     tokens: int
-    step: int
-    split: int
-    cost: int
-    warps: int
-    stages: int
+    paired: bool
+    unroll: int
 
 
-# Bucket to its tile and the programs that `split` may fill. H200, layers of LLaMA-7B: 16 is the best of a sweep, the
-# others are measured starting points. No tile with a step of 64 and 8 warps: its results differ from run to run
-# (LOG.md, 2026-11-22). Add one only after `test_repeated_launches_give_the_same_bits`.
-_TILES: Final[dict[int, tuple[Tile, int]]] = {
-    16: (Tile(rows=64, tokens=16, step=256, split=1, cost=2, warps=4, stages=4), 576),
-    32: (Tile(rows=128, tokens=32, step=256, split=1, cost=3, warps=4, stages=3), 344),
-    64: (Tile(rows=128, tokens=64, step=128, split=1, cost=4, warps=4, stages=3), 344),
-    128: (Tile(rows=128, tokens=128, step=128, split=1, cost=4, warps=8, stages=3), 344),
+# By bucket: the tile for up to so many output features. The best of a sweep on an H200 over the layers of LLaMA2-7B
+# (deploy/benchmarks/bench_kernels.py --sweep, LOG.md 2026-11-22); few output features need more warps for their rows.
+_TILES: Final[dict[int, dict[float, Tile]]] = {
+    8: {
+        8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
+        16384: Tile(32, 1, 4, 8, paired=True, unroll=5),
+        math.inf: Tile(64, 1, 4, 8, paired=True, unroll=2),
+    },
+    16: {8192: Tile(32, 1, 8, 16, paired=True, unroll=1), math.inf: Tile(32, 1, 4, 16, paired=True, unroll=4)},
+    32: {8192: Tile(32, 1, 8, 16, paired=True, unroll=1), math.inf: Tile(32, 2, 2, 32, paired=False, unroll=1)},
+    64: {8192: Tile(32, 2, 4, 32, paired=False, unroll=1), math.inf: Tile(32, 2, 2, 32, paired=False, unroll=1)},
+    128: {8192: Tile(32, 2, 4, 64, paired=False, unroll=1), math.inf: Tile(64, 2, 2, 64, paired=False, unroll=1)},
 }
 BUCKETS: Final = tuple(_TILES)
 """Token counts up to which one tile serves; above the last, weights are decoded and cuBLAS multiplies."""
@@ -49,14 +50,10 @@ def bucket_of(M: int) -> int | None:
     return next((bucket for bucket in BUCKETS if bucket >= M), None)
 
 
-def select_tile(M: int, N: int, K: int) -> Tile | None:
-    """The tile for M tokens and a layer `[N, K]`; None where decoding to 16 bits is faster.
+def select_tile(M: int, N: int) -> Tile | None:
+    """The tile for M tokens and N output features; None where decoding to 16 bits is faster.
 
     It is one tile for all M of a bucket, so that `WARM_UP_TOKENS` reaches all.
     """
     bucket = bucket_of(M)
-    if bucket is None:
-        return None
-    tile, programs = _TILES[bucket]
-    output_tiles = -(-N // tile.rows) * -(-bucket // tile.tokens)
-    return replace(tile, split=max(1, min(MAX_SPLIT, programs // output_tiles, K // 512)))
+    return None if bucket is None else next(tile for most, tile in _TILES[bucket].items() if most >= N)

@@ -1,8 +1,12 @@
-"""Weights of one unit, built in registers from packed words: the device side of `to_kernel_layout`.
+"""Weights of some units, built in registers from packed words: the device side of `to_kernel_layout`.
 
 The words of a lane hold just the weights that the tensor core wants from that lane, so `join`, `permute` and `reshape`
-only rename registers. Inline assembly makes a pair of weights of one shift and one `lop3`; the interpreter cannot run
-it and takes the arithmetic branch, which is the definition.
+only rename registers; with a warp for every index of the first dimension nothing passes through shared memory.
+
+A `lop3` makes two weights: it puts their bits into the mantissa of a constant. So a binary weight comes as ±1 plus
+an offset that depends on its channel alone, a salient one as its level plus a constant; both are exact, and the sum of
+the activations times the offsets is taken off at the end. The interpreter cannot run assembly and takes the arithmetic
+branch, which is the definition.
 """
 
 from typing import Final
@@ -16,10 +20,20 @@ FP16_SALIENT_OFFSET: Final = 136
 """The same in fp16: code + 128."""
 
 
-def _signs_asm(minus_one: int) -> str:
-    """Sixteen pairs of ±1 from a word: bit i of each half to the sign, flipping that of -1."""
-    pairs = (f"shl.b32 t, $16, {15 - i}; lop3.b32 ${i}, t, 0x80008000, {minus_one:#x}, 0x6A;" for i in range(16))
-    return "{ .reg .b32 t; " + " ".join(pairs) + " }"
+def _bits_asm(low: str, high: str, one: int, ulp: int, position: int) -> str:
+    """Sixteen pairs from a word: bit i of each half into the mantissa of 2^(8 - i % 8), where it adds 2.
+
+    Args:
+        low, high: Instructions that bring bit 0 and bit 8 to `position`.
+        one: 1.0 in 16 bits.
+        ulp: Mantissa bits.
+        position: Where bit i % 8 = 0 must be, for its place in 2^8 to be worth 2.
+    """
+    pairs = []
+    for i in range(16):
+        mask, base = 1 << position + i % 8, one + (8 - i % 8 << ulp)
+        pairs.append(f"lop3.b32 ${i}, {'l' if i < 8 else 'h'}, {mask * 0x10001:#x}, {base * 0x10001:#x}, 0xEA;")
+    return "{ .reg .b32 l, h; " + " ".join((low, high, *pairs)) + " }"
 
 
 def _nibbles_asm(exponent: int) -> str:
@@ -39,8 +53,8 @@ def _copies(dtype, count):
     return (dtype,) * count
 
 
-_BF16_SIGNS: tl.constexpr = tl.constexpr(_signs_asm(0xBF80BF80))
-_FP16_SIGNS: tl.constexpr = tl.constexpr(_signs_asm(0xBC00BC00))
+_BF16_BITS: tl.constexpr = tl.constexpr(_bits_asm("mov.b32 l, $16;", "shr.b32 h, $16, 8;", 0x3F80, 7, 0))
+_FP16_BITS: tl.constexpr = tl.constexpr(_bits_asm("shl.b32 l, $16, 3;", "shr.b32 h, $16, 5;", 0x3C00, 10, 3))
 _BF16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(0x41804180))
 _FP16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(0x58005800))
 _SIXTEEN: tl.constexpr = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,r")
@@ -48,62 +62,71 @@ _FOUR: tl.constexpr = tl.constexpr("=r,=r,=r,=r,r")
 
 
 @triton.jit
-def load_words(words_ptr, unit, first, tile, N, BN: tl.constexpr, W: tl.constexpr):
-    """Words `first` to `first + W` of all lanes of `BN` rows of a unit, `[BN / 16, 8, 4, W, 2]` int16."""
+def load_words(words_ptr, unit, end, row_tile, N):
+    """Words of units `[B]` for row tiles `[B, T]` of 16 rows: `[B, T, 8, 4, 4, 2]` int16.
+
+    Units from `end` on are not read.
+    """
     tiles = tl.cdiv(N, 16)
-    row_tile = tile * (BN // 16) + tl.arange(0, BN // 16)[:, None, None]
-    lane = tl.arange(0, 32)[None, :, None]
-    half = tl.arange(0, 2 * W)[None, None, :]
-    at = words_ptr + (unit * tiles) * 256 + first * 2 + (row_tile * 256 + lane * 8 + half)
-    # one 16-byte load for a lane: 4-dimensional addresses would cut it into single words
-    words = tl.load(at, mask=row_tile < tiles, other=0)
-    return tl.reshape(words, (BN // 16, 8, 4, W, 2))
+    unit, row_tile = unit[:, None, None], row_tile[:, :, None]
+    at = words_ptr + (unit * tiles + row_tile) * 256 + tl.arange(0, 256)[None, None, :]
+    words = tl.load(at, mask=(row_tile < tiles) & (unit < end), other=0)
+    return tl.reshape(words, (words.shape[0], words.shape[1], 8, 4, 4, 2))
+
+
+@triton.jit
+def binary_offset(k):
+    """What `binary_weights` adds to ±1 at kernel channels k: by the bit of the channel in its word."""
+    bit = k // 16 % 4 * 2 + k // 2 % 2
+    return (256 >> bit) + 1
 
 
 @triton.jit
 def binary_weights(words, dtype: tl.constexpr, ASM: tl.constexpr):
-    """`[T, 8, 4, W, 2]` int16 to ±1, `[16 T, 64 W]`."""
-    T: tl.constexpr = words.shape[0]
-    W: tl.constexpr = words.shape[3]
+    """`[B, T, 8, 4, 4, 2]` int16 to ±1 plus `binary_offset`, `[B, 16 T, 256]`."""
+    B: tl.constexpr = words.shape[0]
+    T: tl.constexpr = words.shape[1]
     if ASM:
-        code: tl.constexpr = _BF16_SIGNS if dtype == tl.bfloat16 else _FP16_SIGNS
+        code: tl.constexpr = _BF16_BITS if dtype == tl.bfloat16 else _FP16_BITS
         w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15 = tl.inline_asm_elementwise(
             code, _SIXTEEN, [words], dtype=_copies(dtype, 16), is_pure=True, pack=2
         )
         low = tl.join(
-            tl.join(tl.join(w0, w1), tl.join(w2, w3)),  # [..., half row, half k]
+            tl.join(tl.join(w0, w1), tl.join(w2, w3)),  # [..., half k, step low]
             tl.join(tl.join(w4, w5), tl.join(w6, w7)),
         )
         high = tl.join(
             tl.join(tl.join(w8, w9), tl.join(w10, w11)),
             tl.join(tl.join(w12, w13), tl.join(w14, w15)),
         )
-        fields = tl.join(low, high)  # [T, row, lane, word, pair, half row, half k, step low, step high]
-        weights = tl.permute(fields, (0, 5, 1, 3, 8, 7, 6, 2, 4))
+        fields = tl.join(low, high)  # [B, T, row, lane, word, pair, half k, step low, step high, half row]
+        weights = tl.permute(fields, (0, 1, 9, 2, 4, 8, 7, 3, 6, 5))
     else:
-        bits = (words[:, :, :, :, :, None] >> tl.arange(0, 16).to(tl.int16)[None, None, None, None, None, :]) & 1
-        fields = tl.reshape((2 * bits - 1).to(dtype), (T, 8, 4, W, 2, 4, 2, 2))
-        weights = tl.permute(fields, (0, 7, 1, 3, 5, 6, 2, 4))
-    return tl.reshape(weights, (16 * T, 64 * W))
+        bit = tl.arange(0, 16)
+        bits = (words[:, :, :, :, :, :, None] >> bit.to(tl.int16)) & 1
+        values = (2 * bits.to(tl.int32) + (256 >> bit % 8)).to(dtype)
+        fields = tl.reshape(values, (B, T, 8, 4, 4, 2, 2, 2, 2, 2))
+        weights = tl.permute(fields, (0, 1, 6, 2, 4, 7, 8, 3, 9, 5))
+    return tl.reshape(weights, (B, 16 * T, 256))
 
 
 @triton.jit
 def salient_weights(words, dtype: tl.constexpr, ASM: tl.constexpr):
-    """`[T, 8, 4, 4, 2]` int16 to code - 8 + the offset of the dtype, `[16 T, 64]`."""
-    T: tl.constexpr = words.shape[0]
+    """`[B, T, 8, 4, 4, 2]` int16 to code - 8 + the offset of the dtype, `[B, 16 T, 64]`."""
+    B: tl.constexpr = words.shape[0]
+    T: tl.constexpr = words.shape[1]
     if ASM:
         code: tl.constexpr = _BF16_NIBBLES if dtype == tl.bfloat16 else _FP16_NIBBLES
         w0, w1, w2, w3 = tl.inline_asm_elementwise(code, _FOUR, [words], dtype=_copies(dtype, 4), is_pure=True, pack=2)
-        fields = tl.join(tl.join(w0, w1), tl.join(w2, w3))  # [T, row, lane, step, pair, half row, half k]
-        weights = tl.permute(fields, (0, 5, 1, 3, 6, 2, 4))
+        fields = tl.join(tl.join(w0, w1), tl.join(w2, w3))  # [B, T, row, lane, step, pair, half row, half k]
+        weights = tl.permute(fields, (0, 1, 6, 2, 4, 3, 7, 5))
     else:
         base: tl.constexpr = 16 if dtype == tl.bfloat16 else 128
         low, high = tl.split(words.to(tl.uint16, bitcast=True).to(tl.uint32))
-        word = (high << 16 | low)[:, :, :, :, None]
-        word = word >> 3 | word << 29  # [T, row, lane, step, 1]
-        half = tl.arange(0, 2).to(tl.uint32)[None, None, None, None, :]
-        half = (word >> (16 * half))[:, :, :, :, :, None]  # [T, row, lane, step, pair, 1]
-        nibble = half >> (4 * tl.arange(0, 4).to(tl.uint32))[None, None, None, None, None, :] & 15
-        fields = tl.reshape((nibble.to(tl.int32) + base).to(dtype), (T, 8, 4, 4, 2, 2, 2))
-        weights = tl.permute(fields, (0, 6, 1, 3, 5, 2, 4))
-    return tl.reshape(weights, (16 * T, 64))
+        word = high << 16 | low
+        word = (word >> 3 | word << 29)[:, :, :, :, :, None]  # [B, T, row, lane, step, 1]
+        half = (word >> (16 * tl.arange(0, 2).to(tl.uint32)))[:, :, :, :, :, :, None]  # [..., pair, 1]
+        nibble = half >> (4 * tl.arange(0, 4).to(tl.uint32)) & 15
+        fields = tl.reshape((nibble.to(tl.int32) + base).to(dtype), (B, T, 8, 4, 4, 2, 2, 2))
+        weights = tl.permute(fields, (0, 1, 7, 2, 4, 3, 6, 5))
+    return tl.reshape(weights, (B, 16 * T, 64))

@@ -35,10 +35,10 @@ def test_channels_are_binary_then_salient_ascending_and_padded() -> None:
     [
         pytest.param(0, 0, 0, 0, id="first"),
         pytest.param(0, 1, 1, 0, id="pair_is_the_other_half_of_the_word"),
-        pytest.param(0, 2, 8, 0, id="next_lane"),
-        pytest.param(0, 8, 0, 2, id="second_half_of_a_tile"),
-        pytest.param(8, 0, 0, 1, id="lower_half_of_the_rows"),
-        pytest.param(0, 16, 0, 4, id="next_tile"),
+        pytest.param(0, 2, 0, 1, id="second_half_of_a_tile"),
+        pytest.param(0, 4, 8, 0, id="next_lane"),
+        pytest.param(8, 0, 0, 8, id="lower_half_of_the_rows"),
+        pytest.param(0, 16, 0, 2, id="next_tile"),
         pytest.param(0, 64, 2, 0, id="next_word"),
         pytest.param(1, 0, 32, 0, id="next_row"),
         pytest.param(15, 255, 255, 15, id="last"),
@@ -61,10 +61,11 @@ def test_place_of_a_binary_code(row: int, channel: int, halfword: int, bit: int)
     [
         pytest.param(0, 0, 0, 3, id="first"),
         pytest.param(0, 1, 0, 19, id="pair_is_16_bits_higher"),
-        pytest.param(0, 2, 4, 3, id="next_lane"),
+        pytest.param(0, 2, 0, 11, id="second_half_of_a_tile"),
+        pytest.param(0, 4, 4, 3, id="next_lane"),
         pytest.param(0, 16, 1, 3, id="next_tile"),
         pytest.param(8, 0, 0, 7, id="lower_half_of_the_rows"),
-        pytest.param(8, 8, 0, 15, id="fourth_nibble_crosses_the_halves"),
+        pytest.param(8, 2, 0, 15, id="fourth_nibble_crosses_the_halves"),
     ],
 )
 def test_place_of_a_salient_code(row: int, channel: int, word: int, bit: int) -> None:

@@ -18,7 +18,9 @@ from squeeze10_kernels.mixed_linear import mixed_linear
 from squeeze10_kernels.tiles import BUCKETS, WARM_UP_TOKENS, Tile, select_tile
 
 CUDA = torch.cuda.is_available()
-SMALL = Tile(rows=32, tokens=16, step=256, split=1, cost=2, warps=4, stages=2)
+FP32 = 1e-4
+"""Allowed in fp32: binary weights come with offsets of up to 257, whose sum is taken off, so that 8 bits are lost."""
+SMALL = Tile(rows=16, groups=2, slices=2, tokens=16, paired=True, unroll=1)
 SIZES = [
     pytest.param(16, 256, 0.2, id="one_tile"),
     pytest.param(33, 520, 0.2, id="ragged_rows_and_channels"),
@@ -40,14 +42,17 @@ def problem(M: int, N: int, K: int, ratio: float, dtype: torch.dtype, device: st
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("M", [1, 17])
-def test_gathered_activations(M: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_gathered_activations(M: int, dtype: torch.dtype, grouped: bool) -> None:
     _, packed, x = problem(M, 16, 1800, 0.2, dtype)
 
-    out, sums = gather_activations(x, packed)
+    out, sums = gather_activations(x, packed, grouped=grouped, assembly=False)
 
     expected, expected_sums = gather_activations_reference(x, packed)
+    if grouped:  # [group, channel / 32, token, lane, step, channel % 4]: 32 channels are [step, lane, channel % 4]
+        out = out.permute(0, 2, 1, 4, 3, 5).reshape(-1, expected.shape[1])[:M]
+        assert_close(sums.sum(2), expected_sums, rms=1e-6)
     assert torch.equal(out, expected)
-    assert_close(sums.sum(1), expected_sums.sum(1), rms=1e-6)
 
 
 @interpreted
@@ -56,33 +61,36 @@ def test_gathered_activations(M: int, dtype: torch.dtype) -> None:
 def test_kernel_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
     layer, packed, x = problem(3, N, K, ratio, dtype)
 
-    y = mixed_gemm(*gather_activations(x, packed), packed, None, tile=SMALL, assembly=False)
+    y = mixed_gemm(
+        *gather_activations(x, packed, grouped=True, assembly=CUDA), packed, None, tile=SMALL, assembly=False
+    )
 
-    assert_close(y, mixed_linear_reference(x, layer), rms=1e-5 if dtype == torch.float32 else 1e-3)
+    assert_close(y, mixed_linear_reference(x, layer), rms=FP32 if dtype == torch.float32 else 1e-3)
 
 
 @interpreted
-@pytest.mark.parametrize("step", [64, 128])
+@pytest.mark.parametrize(("groups", "slices"), [(1, 1), (1, 8), (4, 1), (2, 4)])
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("M", [1, 16, 17])
-def test_tokens_and_steps(M: int, step: int) -> None:
-    layer, packed, x = problem(M, 32, 320, 0.2, torch.float32)
+def test_groups_and_slices(M: int, groups: int, slices: int, paired: bool) -> None:
+    layer, packed, x = problem(M, 72, 1100, 0.2, torch.float32)
 
-    y = mixed_gemm(*gather_activations(x, packed), packed, None, tile=replace(SMALL, step=step), assembly=False)
+    tile = replace(SMALL, groups=groups, slices=slices, paired=paired, rows=32)
+    y = mixed_gemm(*gather_activations(x, packed, grouped=True, assembly=CUDA), packed, None, tile=tile, assembly=False)
 
-    assert_close(y, mixed_linear_reference(x, layer), rms=1e-5)
+    assert_close(y, mixed_linear_reference(x, layer), rms=FP32)
 
 
 @interpreted
-@pytest.mark.parametrize(("split", "cost"), [(2, 1), (3, 4), (8, 2)])
-def test_split_sums_all_parts_once_and_clears_its_counters(split: int, cost: int) -> None:
+@pytest.mark.parametrize("unroll", [1, 8])
+def test_words_held_in_registers_or_loaded_in_a_loop(unroll: int) -> None:
     layer, packed, x = problem(5, 40, 1300, 0.2, torch.float32)
-    tile = Tile(rows=32, tokens=16, step=128, split=split, cost=cost, warps=4, stages=2)
     bias = torch.randn(40)
 
-    for _ in range(2):
-        y = mixed_gemm(*gather_activations(x, packed), packed, bias, tile=tile, assembly=False)
-        assert_close(y, mixed_linear_reference(x, layer, bias), rms=1e-5)
-    assert not packed.counters.any()
+    tile = replace(SMALL, unroll=unroll)
+    y = mixed_gemm(*gather_activations(x, packed, grouped=True, assembly=CUDA), packed, bias, tile=tile, assembly=False)
+
+    assert_close(y, mixed_linear_reference(x, layer, bias), rms=FP32)
 
 
 @interpreted
@@ -92,23 +100,21 @@ def test_decoded_gemm_matches_reference(N: int, K: int, ratio: float, dtype: tor
     layer, packed, x = problem(3, N, K, ratio, dtype)
     bias = torch.randn(N).to(dtype)
 
-    x_gathered, _ = gather_activations(x, packed)
-    y = decoded_gemm(x_gathered, packed, bias, scratch_bytes=2 * 128 * len(packed.channels), assembly=False)
+    rows, _ = gather_activations(x, packed, grouped=False, assembly=False)
+    y = decoded_gemm(rows, packed, bias, scratch_bytes=2 * 128 * len(packed.channels), assembly=False)
 
     assert_close(y, mixed_linear_reference(x, layer, bias), rms=1e-5 if dtype == torch.float32 else 2e-3)
 
 
-def test_tiles_fit_the_kernel_for_all_sizes() -> None:
-    for M in (1, 16, 17, 33, 100, 128):
-        for N, K in ((4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (576, 576), (192, 576), (1, 8)):
-            tile = select_tile(M, N, K)
+def test_tiles_are_one_for_a_bucket_and_fit_the_kernel() -> None:
+    for M in range(1, BUCKETS[-1] + 1):
+        for N in (1, 192, 4096, 12288, 22016):
+            tile = select_tile(M, N)
             assert tile is not None
-            assert tile.rows % 64 == tile.warps % 4 == 0
-            assert tile.step in (128, 256), "a step of 64 with 8 warps gave other bits in every run: LOG.md, 2026-11-22"
-            output_tiles = -(-N // tile.rows) * -(-M // tile.tokens)
-            assert tile.split == 1 or output_tiles <= -(-N // 16), "one counter for a tile"
-            assert tile == select_tile(min(b for b in BUCKETS if b >= M), N, K), "warming up compiles it"
-    assert select_tile(BUCKETS[-1] + 1, 4096, 4096) is None
+            assert tile.rows % 16 == tile.tokens % 8 == 0
+            assert tile.groups * tile.slices in (1, 2, 4, 8), "warps of a program"
+            assert tile == select_tile(min(b for b in BUCKETS if b >= M), N), "warming up compiles it"
+    assert select_tile(BUCKETS[-1] + 1, 4096) is None
 
 
 @pytest.mark.gpu
@@ -117,9 +123,9 @@ def test_tiles_fit_the_kernel_for_all_sizes() -> None:
 @pytest.mark.parametrize("M", [1, 7, 16, 17, 33, 64, 100, 128])
 def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
     layer, packed, x = problem(M, N, K, ratio, dtype, "cuda")
-    tile = select_tile(M, N, K)
+    tile = select_tile(M, N)
     assert tile is not None
-    gathered = gather_activations(x, packed)
+    gathered = gather_activations(x, packed, grouped=True, assembly=CUDA)
 
     y = mixed_gemm(*gathered, packed, None, tile=tile)
     again = mixed_gemm(*gathered, packed, None, tile=tile)
@@ -129,14 +135,45 @@ def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("M", [1, 16, 64, 128])
+def test_outlier_and_shifted_activations_keep_the_error_small(M: int, dtype: torch.dtype) -> None:
+    """The offsets multiply them by up to 257 before they cancel; LLaMA has single ones a thousand times the rest."""
+    layer, packed, x = problem(M, 1024, 4096, 0.2031, dtype, "cuda")
+    x[:, ::512] *= 1000
+    x += 1
+    tile = select_tile(M, 1024)
+    assert tile is not None
+
+    y = mixed_gemm(*gather_activations(x, packed, grouped=True), packed, None, tile=tile)
+
+    assert_close(y.float(), mixed_linear_reference(x.float(), layer), rms=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, torch.nan])
+def test_zeros_infinities_and_nan_of_a_token_stay_with_it(value: float) -> None:
+    layer, packed, x = problem(9, 64, 1024, 0.2, torch.bfloat16, "cuda")
+    x[4] = value
+    tile = select_tile(9, 64)
+    assert tile is not None
+
+    y = mixed_gemm(*gather_activations(x, packed, grouped=True), packed, None, tile=tile)
+
+    others = torch.arange(9, device="cuda") != 4
+    assert_close(y[others].float(), mixed_linear_reference(x[others].float(), layer), rms=5e-3)
+    assert (y[4] == 0).all() if value == 0 else not y[4].isfinite().any()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("N", "K"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
 @pytest.mark.parametrize("M", BUCKETS)
 def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
     """A race shows here, not in one comparison: a tile that lost it once in 400 launches passed every other test."""
     _, packed, x = problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
-    tile = select_tile(M, N, K)
+    tile = select_tile(M, N)
     assert tile is not None
-    gathered = gather_activations(x, packed)
+    gathered = gather_activations(x, packed, grouped=True, assembly=CUDA)
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     first = mixed_gemm(*gathered, packed, None, tile=tile)
     different = torch.zeros((), dtype=torch.int64, device="cuda")
@@ -155,8 +192,8 @@ def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
 def test_decoded_gemm_on_the_gpu(M: int, dtype: torch.dtype) -> None:
     layer, packed, x = problem(M, 4100, 4096, 0.2031, dtype, "cuda")
 
-    x_gathered, _ = gather_activations(x, packed)
-    y = decoded_gemm(x_gathered, packed, None, scratch_bytes=16 << 20)
+    rows, _ = gather_activations(x, packed, grouped=False)
+    y = decoded_gemm(rows, packed, None, scratch_bytes=16 << 20)
 
     assert_close(y.float(), mixed_linear_reference(x, layer).float(), rms=5e-3)
 

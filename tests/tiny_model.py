@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from plugin.tiny_checkpoint import CONFIG, random_dense, write_directory
+from tiny_checkpoint import CONFIG, random_dense, write_directory
 
 from squeeze10_kernels.llama import layer_prefix, shape_from_config
 

@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny_checkpoint as tiny
 import torch
 from transformers import LlamaForCausalLM
 
@@ -39,7 +39,7 @@ def twin_logprobs(twin: Path) -> torch.Tensor:
 
 
 @pytest.mark.serve
-def test_compiled_engine_agrees_with_transformers(tiny: ModuleType, tmp_path: Path) -> None:
+def test_compiled_engine_agrees_with_transformers(tmp_path: Path) -> None:
     """torch.compile around the op, int4 weights; bf16 rounds every activation of the model."""
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(), attention_bias=True)
 
@@ -52,7 +52,7 @@ def test_compiled_engine_agrees_with_transformers(tiny: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.serve
-def test_two_ranks_agree_with_transformers(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes and a real all-reduce: each rank loads its rows, or its chunks."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM wants a NUMA node for each rank
     sizes = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
@@ -65,7 +65,7 @@ def test_two_ranks_agree_with_transformers(tiny: ModuleType, tmp_path: Path, mon
 
 
 @pytest.mark.serve
-def test_dummy_load_serves(tiny: ModuleType, tmp_path: Path) -> None:
+def test_dummy_load_serves(tmp_path: Path) -> None:
     """`--load-format dummy` needs config.json only: sizes and speed can be tried without weights."""
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat())
     (checkpoint.path / "model.safetensors").unlink()

@@ -1,17 +1,16 @@
 """What vLLM's loaders do to a layer: fused stacks, tensor parallelism, and what must not pass unnoticed."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny_checkpoint as tiny
 import torch
+from assertions import assert_close
 
 from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
 from squeeze10_kernels.packing import pack_bits, unpack_bits
 from squeeze10_vllm.config import Squeeze10Config
-
-Close = Callable[[torch.Tensor, torch.Tensor, float], None]
 
 EXACT = 1e-5
 """fp32 throughout; only the order of sums differs."""
@@ -52,9 +51,7 @@ def build(vllm_config: Any, set_rank: Callable[[int, int], None]) -> Callable[..
     return build_layer
 
 
-def random_stack(
-    tiny: ModuleType, name: str, weight_format: WeightFormat, generator: torch.Generator
-) -> dict[Any, QuantizedLinear]:
+def random_stack(name: str, weight_format: WeightFormat, generator: torch.Generator) -> dict[Any, QuantizedLinear]:
     """Shard id to a random linear; all of them share their channels."""
     columns = tiny.random_columns(weight_format, HIDDEN, generator)
     channel_scales = tiny.random_scales(HIDDEN, generator)
@@ -92,11 +89,9 @@ def test_stack_equals_its_linears(
     name: str,
     weight_format: WeightFormat,
     build: Callable[..., torch.nn.Module],
-    tiny: ModuleType,
     generator: torch.Generator,
-    assert_close: Close,
 ) -> None:
-    stack = random_stack(tiny, name, weight_format, generator)
+    stack = random_stack(name, weight_format, generator)
     x = torch.randn(5, HIDDEN, generator=generator)
 
     layer = load_stack(build(name, weight_format), stack, weight_format)
@@ -109,12 +104,10 @@ def test_stack_equals_its_linears(
 def test_row_parallel_ranks_sum_to_the_layer(
     size: int,
     build: Callable[..., torch.nn.Module],
-    tiny: ModuleType,
     generator: torch.Generator,
-    assert_close: Close,
 ) -> None:
     """A slice of whole chunks is a layer; at size 4 of 4 chunks its counts follow the whole format, not C = 1."""
-    stack = random_stack(tiny, "mlp.down_proj", COLUMNS, generator)
+    stack = random_stack("mlp.down_proj", COLUMNS, generator)
     x = torch.randn(5, HIDDEN, generator=generator)
 
     parts = [
@@ -131,12 +124,10 @@ def test_column_parallel_ranks_hold_their_rows(
     name: str,
     size: int,
     build: Callable[..., torch.nn.Module],
-    tiny: ModuleType,
     generator: torch.Generator,
-    assert_close: Close,
 ) -> None:
     """Rank r holds part r of each linear; with 2 k and v heads on 4 ranks, pairs of ranks hold the same head."""
-    stack = random_stack(tiny, name, COLUMNS, generator)
+    stack = random_stack(name, COLUMNS, generator)
     x = torch.randn(5, HIDDEN, generator=generator)
     whole = {shard: mixed_linear_reference(x, linear) for shard, linear in stack.items()}
 
@@ -165,11 +156,10 @@ def test_missing_tensor_is_refused(
     suffix: str,
     weight_format: WeightFormat,
     build: Callable[..., torch.nn.Module],
-    tiny: ModuleType,
     generator: torch.Generator,
 ) -> None:
     """vLLM itself would serve whatever bytes the parameter holds."""
-    stack = random_stack(tiny, "self_attn.qkv_proj", weight_format, generator)
+    stack = random_stack("self_attn.qkv_proj", weight_format, generator)
     layer = build("self_attn.qkv_proj", weight_format)
     for shard, linear in stack.items():
         tensors = pack_linear(linear, weight_format)
@@ -183,10 +173,10 @@ def test_missing_tensor_is_refused(
 
 @pytest.mark.parametrize("suffix", ["channel_scales", "salient_mask"])
 def test_unequal_copies_are_refused(
-    suffix: str, build: Callable[..., torch.nn.Module], tiny: ModuleType, generator: torch.Generator
+    suffix: str, build: Callable[..., torch.nn.Module], generator: torch.Generator
 ) -> None:
-    stack = random_stack(tiny, "mlp.gate_up_proj", COLUMNS, generator)
-    other = random_stack(tiny, "mlp.gate_up_proj", COLUMNS, generator)
+    stack = random_stack("mlp.gate_up_proj", COLUMNS, generator)
+    other = random_stack("mlp.gate_up_proj", COLUMNS, generator)
     layer = build("mlp.gate_up_proj", COLUMNS)
     load(layer, 0, pack_linear(stack[0], COLUMNS))
     up = pack_linear(stack[1], COLUMNS)
@@ -211,10 +201,9 @@ def test_invalid_values_are_refused(
     spoil: Callable[[torch.Tensor], torch.Tensor],
     weight_format: WeightFormat,
     build: Callable[..., torch.nn.Module],
-    tiny: ModuleType,
     generator: torch.Generator,
 ) -> None:
-    stack = random_stack(tiny, "mlp.down_proj", weight_format, generator)
+    stack = random_stack("mlp.down_proj", weight_format, generator)
     tensors = pack_linear(stack[None], weight_format)
     spoil(tensors[suffix])
     layer = build("mlp.down_proj", weight_format)
@@ -226,10 +215,10 @@ def test_invalid_values_are_refused(
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_unbalanced_chunks_are_refused(
-    size: int, build: Callable[..., torch.nn.Module], tiny: ModuleType, generator: torch.Generator
+    size: int, build: Callable[..., torch.nn.Module], generator: torch.Generator
 ) -> None:
     """As many salient channels as there should be, but one chunk has another's: a slice would misread the codes."""
-    stack = random_stack(tiny, "mlp.down_proj", COLUMNS, generator)
+    stack = random_stack("mlp.down_proj", COLUMNS, generator)
     tensors = pack_linear(stack[None], COLUMNS)
     salient = unpack_bits(tensors["salient_mask"]).view(4, -1)
     first, second = salient[0].nonzero()[0], (1 - salient[1]).nonzero()[0]
@@ -243,7 +232,7 @@ def test_unbalanced_chunks_are_refused(
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_wrong_shape_names_the_tensor(
-    size: int, build: Callable[..., torch.nn.Module], tiny: ModuleType, generator: torch.Generator
+    size: int, build: Callable[..., torch.nn.Module], generator: torch.Generator
 ) -> None:
     """Twice the rows would load as a slice if only the slice were looked at."""
     linear = tiny.random_layer(COLUMNS, 2 * INTERMEDIATE, HIDDEN, generator)
@@ -274,10 +263,8 @@ def test_dummy_load_gives_a_valid_layer(
     assert apply(layer, torch.ones(2, HIDDEN)).isfinite().all()
 
 
-def test_processing_twice_changes_nothing(
-    build: Callable[..., torch.nn.Module], tiny: ModuleType, generator: torch.Generator
-) -> None:
-    stack = random_stack(tiny, "mlp.down_proj", COLUMNS, generator)
+def test_processing_twice_changes_nothing(build: Callable[..., torch.nn.Module], generator: torch.Generator) -> None:
+    stack = random_stack("mlp.down_proj", COLUMNS, generator)
     layer = load_stack(build("mlp.down_proj", COLUMNS), stack, COLUMNS)
     before = {name: parameter.clone() for name, parameter in layer.named_parameters()}
 
@@ -288,10 +275,10 @@ def test_processing_twice_changes_nothing(
 
 
 def test_everything_the_op_reads_is_a_plain_parameter(
-    build: Callable[..., torch.nn.Module], tiny: ModuleType, generator: torch.Generator
+    build: Callable[..., torch.nn.Module], generator: torch.Generator
 ) -> None:
     """vLLM's sleep mode, offloading and reloading see parameters only; LoRA asks for `qweight`."""
-    stack = random_stack(tiny, "mlp.down_proj", COLUMNS, generator)
+    stack = random_stack("mlp.down_proj", COLUMNS, generator)
     layer = load_stack(build("mlp.down_proj", COLUMNS), stack, COLUMNS)
     names = {"qweight", "qweight_salient", "scales", "channel_scales", "channels"}
     assert {name for name, _ in layer.named_parameters()} == names

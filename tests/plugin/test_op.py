@@ -1,17 +1,16 @@
 """squeeze10::linear against the fp32 oracle, in every layout; those of GPUs need one."""
 
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny_checkpoint as tiny
 import torch
+from assertions import assert_close
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
 from squeeze10_vllm.op import linear
 from squeeze10_vllm.repack import HOPPER, Layout, choose_layout, repack
 
-Close = Callable[[torch.Tensor, torch.Tensor, float], None]
 ROUNDING = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 5e-3}
 """RMS error allowed: bf16 rounds the two parts, the sum and the reference."""
 
@@ -52,9 +51,7 @@ def test_op_matches_reference(
     weight_format: WeightFormat,
     tokens: int,
     dtype: torch.dtype,
-    tiny: ModuleType,
     generator: torch.Generator,
-    assert_close: Close,
 ) -> None:
     layer = tiny.random_layer(weight_format, N, K, generator)
     x = torch.randn(tokens, K, generator=generator).to(dtype)
@@ -70,9 +67,7 @@ def test_op_matches_reference(
 
 
 @pytest.mark.parametrize("mask", ["columns", "elements"])
-def test_fp16_outliers_stay_finite(
-    mask: Any, tiny: ModuleType, generator: torch.Generator, assert_close: Close
-) -> None:
+def test_fp16_outliers_stay_finite(mask: Any, generator: torch.Generator) -> None:
     """Sixteen activations of 1e4: sums of codes times them exceed fp16's 65504, the outputs do not."""
     weight_format = WeightFormat(mask=mask)
     layer = tiny.random_layer(weight_format, 64, 512, generator)
@@ -87,7 +82,7 @@ def test_fp16_outliers_stay_finite(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("mask", ["columns", "elements"])
-def test_opcheck(mask: Any, dtype: torch.dtype, tiny: ModuleType, generator: torch.Generator) -> None:
+def test_opcheck(mask: Any, dtype: torch.dtype, generator: torch.Generator) -> None:
     """Schema, fake implementation and tracing agree with what the op does."""
     weight_format = WeightFormat(mask=mask)
     layer = tiny.random_layer(weight_format, 64, 128, generator)
@@ -96,7 +91,7 @@ def test_opcheck(mask: Any, dtype: torch.dtype, tiny: ModuleType, generator: tor
     torch.library.opcheck(linear, (x,), {"bias": None, **arguments})
 
 
-def test_no_tokens(tiny: ModuleType, generator: torch.Generator) -> None:
+def test_no_tokens(generator: torch.Generator) -> None:
     layer = tiny.random_layer(WeightFormat(), 64, 128, generator)
     _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16)
     assert linear(torch.empty(0, 128, dtype=torch.bfloat16), bias=None, **arguments).shape == (0, 64)
@@ -137,9 +132,7 @@ def test_fused_kernels_match_reference(
     weight_format: WeightFormat,
     tokens: int,
     dtype: torch.dtype,
-    tiny: ModuleType,
     generator: torch.Generator,
-    assert_close: Close,
 ) -> None:
     layer = tiny.random_layer(weight_format, N, K, generator)
     x = torch.randn(tokens, K, generator=generator).to(dtype)
@@ -156,9 +149,7 @@ def test_fused_kernels_match_reference(
 
 
 @pytest.mark.gpu
-def test_fused_kernels_replay_in_a_cuda_graph(
-    tiny: ModuleType, generator: torch.Generator, assert_close: Close
-) -> None:
+def test_fused_kernels_replay_in_a_cuda_graph(generator: torch.Generator) -> None:
     """One graph, replayed with other activations, in which launches overlap (programmatic dependent launch)."""
     layer = tiny.random_layer(WeightFormat(), 1100, 4096, generator)
     _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16, "cuda")

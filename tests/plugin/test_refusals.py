@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny_checkpoint as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +14,7 @@ from squeeze10_kernels import WeightFormat
 
 
 @pytest.fixture
-def checkpoint(tiny: ModuleType, tmp_path: Path) -> Any:
+def checkpoint(tmp_path: Path) -> Any:
     return tiny.build_checkpoint(tmp_path / "model", WeightFormat())
 
 

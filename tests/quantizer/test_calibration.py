@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from plugin.tiny_checkpoint import byte_tokenizer
 from safetensors.torch import save_file
+from tiny_checkpoint import byte_tokenizer
 
 from squeeze10_kernels import BadInput
 from squeeze10_quantizer.calibration import load_calibration

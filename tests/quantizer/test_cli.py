@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from plugin.tiny_checkpoint import byte_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny_checkpoint import byte_tokenizer
 from tiny_model import SMALL
 from transformers import AutoModelForCausalLM
 

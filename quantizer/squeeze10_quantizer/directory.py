@@ -1,5 +1,6 @@
 """Writing a Hugging Face directory: shards planned from shapes, published whole by one rename."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -36,11 +37,14 @@ class LazyTensor:
 
 
 @contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `out` by one rename when the block ends well, and vanishes otherwise."""
+def published(out: Path, staging: Path | None = None) -> Iterator[Path]:
+    """A directory to fill that becomes `out` by one rename when the block ends well, and vanishes otherwise.
+
+    `staging` is where it is filled, on the file system of `out`; by default beside `out`.
+    """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    staging = staging or out.with_name(f".{out.name}.{os.getpid()}.tmp")
     staging.mkdir()
     try:
         yield staging
@@ -59,6 +63,21 @@ def refuse_existing(out: Path) -> None:
     """Raise `BadInput` if `out` exists: nothing is ever overwritten."""
     if out.exists():
         raise BadInput(f"{out} exists already and is not overwritten; remove it or choose another name.")
+
+
+def lock(path: Path) -> IO[str]:
+    """Hold a file's lock until what is returned is closed, or the process ends in whatever way.
+
+    Raises:
+        BadInput: Another process holds it.
+    """
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise BadInput(f"another process holds {path}; wait until it has ended, or choose another output.") from error
+    return file
 
 
 def make_durable(path: Path) -> None:
@@ -91,6 +110,15 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object so that the file is always whole: beside its place, flushed, renamed."""
+    unfinished = path.with_suffix(".tmp")
+    write_json(unfinished, value)
+    make_durable(unfinished)
+    unfinished.rename(path)
+    make_durable(path.parent)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,9 +1,15 @@
-"""The state of an unfinished quantization: one safetensors file per finished decoder layer, beside the output."""
+"""The state of an unfinished quantization, beside the output: one safetensors file per finished decoder layer.
+
+A process that is killed leaves a state that the next one takes up: files appear by a rename, the lock ends with its
+holder, and what the killed one was still writing is removed.
+"""
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,8 +17,26 @@ from safetensors import SafetensorError, safe_open
 from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_linear, unpack_linear
 from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.llama import LlamaShape, layer_prefix
-from squeeze10_quantizer.directory import make_durable, write_json, write_safetensors
+from squeeze10_quantizer.directory import lock, make_durable, replace_json, write_safetensors
 from squeeze10_quantizer.group import Quantized
+
+SPILL_PREFIX: Final = "activations-"
+"""Of the directories, inside that of the state, which hold the calibration activations of a running process."""
+
+
+@contextmanager
+def partial_output(
+    out: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape
+) -> Iterator["PartialOutput"]:
+    """The state of quantizing into `out`, new or of an earlier run with the same identity, for this process alone.
+
+    Raises:
+        BadInput: An earlier run had another recipe, model, calibration, version or thread count, or is not over.
+    """
+    path = out.with_name(f"{out.name}.partial")
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(path / "lock"):
+        yield PartialOutput(path, identity, weight_format, shape)
 
 
 class PartialOutput:
@@ -22,21 +46,23 @@ class PartialOutput:
         path: The directory.
     """
 
-    def __init__(self, out: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape) -> None:
-        """Create the directory, or take up one of an earlier run with the same identity.
-
-        Raises:
-            BadInput: An earlier run had another recipe, model, calibration, version or thread count.
-        """
-        self.path = out.with_name(f"{out.name}.partial")
+    def __init__(self, path: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape) -> None:
+        self.path = path
         self.weight_format = weight_format
         self.shape = shape
         state = self.path / "state.json"
         if state.is_file():
             refuse_difference(self.path, read_json(state), json.loads(json.dumps(identity)))
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(state, identity)
+            replace_json(state, identity)
+        for unfinished in (*self.path.glob(f"{SPILL_PREFIX}*"), self.staging):
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+
+    @property
+    def staging(self) -> Path:
+        """Where the output is written before it is published."""
+        return self.path / "output"
 
     def layer_file(self, index: int) -> Path:
         """Where decoder layer `index` is kept."""

@@ -28,7 +28,7 @@ from squeeze10_quantizer.directory import (
     write_shards,
     write_sums,
 )
-from squeeze10_quantizer.partial import PartialOutput
+from squeeze10_quantizer.partial import SPILL_PREFIX, PartialOutput, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
 
@@ -55,18 +55,18 @@ def quantize(model: Path, out: Path, recipe: Recipe, files: Sequence[Path], devi
         seed=recipe.seed,
     )
     report = run_identity(decoder, recipe, weight_format, calibration, device)
-    partial = PartialOutput(out, report, weight_format, decoder.shape)
-    quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial)
-    report |= {"command": command, "layers": layer_report(decoder, partial)}
-    export(decoder, weight_format, partial, report, out)
-    partial.remove()
+    with partial_output(out, report, weight_format, decoder.shape) as partial:
+        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial)
+        report |= {"command": command, "layers": layer_report(decoder, partial)}
+        export(decoder, weight_format, partial, report, out)
+        partial.remove()
 
 
 def quantize_all(job: Job, partial: PartialOutput) -> None:
     """Quantize the layers that `partial` lacks, showing progress and the time left."""
     num_layers = job.decoder.shape.num_layers
     with (
-        tempfile.TemporaryDirectory(dir=partial.path, prefix="activations-") as spill,
+        tempfile.TemporaryDirectory(dir=partial.path, prefix=SPILL_PREFIX) as spill,
         tqdm(total=num_layers, unit="layer", desc="quantize", dynamic_ncols=True) as progress,
     ):
         for index, results in quantize_layers(job, Path(spill), partial):
@@ -112,7 +112,7 @@ def export(
     decoder: Decoder, weight_format: WeightFormat, partial: PartialOutput, report: dict[str, Any], out: Path
 ) -> None:
     """Publish the checkpoint."""
-    with published(out) as folder:
+    with published(out, partial.staging) as folder:
         write_shards(folder, checkpoint_tensors(decoder, weight_format, partial))
         write_json(folder / "config.json", decoder.source.config | {"quantization_config": weight_format.to_config()})
         copy_companions(decoder.source.path, folder)

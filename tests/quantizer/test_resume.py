@@ -5,6 +5,7 @@ from tiny_model import SMALL, digests
 
 from squeeze10_quantizer import cli, pipeline
 from squeeze10_quantizer.cli import main
+from squeeze10_quantizer.directory import lock
 
 
 @pytest.fixture
@@ -36,6 +37,36 @@ def test_resumed_run_gives_the_same_bytes(tiny_model, tmp_path, stop_at_second_l
 
     assert digests(out) == digests(whole)
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tiny_model, tmp_path, stop_at_second_layer):
+    """kill -9 leaves spilled activations, a half-written output and half-written files: gigabytes."""
+    out, whole = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+    state = out.with_name("out.partial")
+    for name in ("activations-killed/hidden.bin", "output/model.safetensors", "state.tmp", "layer-00001.tmp"):
+        (state / name).parent.mkdir(exist_ok=True)
+        (state / name).write_bytes(b"half")
+    stop_at_second_layer()
+
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == 0
+    assert main(["quantize", str(tiny_model), str(whole), *SMALL]) == 0
+
+    assert digests(out) == digests(whole)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_two_writers_exclude_each_other(tiny_model, tmp_path, capsys):
+    """Layers of two runs in one state would be published as one model."""
+    out = tmp_path / "out"
+    state = out.with_name("out.partial")
+    state.mkdir()
+
+    with lock(state / "lock"):
+        assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.BAD_DATA
+    assert "another process" in capsys.readouterr().err
+
+    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == 0
 
 
 def test_changed_recipe_is_not_mixed_in(tiny_model, tmp_path, stop_at_second_layer, capsys):

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check test-gpu bench demo clean
+.PHONY: help install test check test-gpu bench soak demo clean
 
 help:
 	@echo "make install   create $(VENV) with vLLM for this machine's GPU, or for its CPU"
@@ -14,6 +14,7 @@ help:
 	@echo "make check     formatting, lint, types and those tests: what a change must pass"
 	@echo "make test-gpu  tests on the GPU"
 	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
+	@echo "make soak      kill the quantizer 200 times and compare its output; half an hour"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
 	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
 
@@ -43,6 +44,9 @@ test-gpu: install
 
 bench: install
 	$(BIN)/python deploy/benchmarks/bench_quantize.py
+
+soak: install
+	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_quantize.py
 
 demo: install
 	$(BIN)/python deploy/demo.py

@@ -8,12 +8,11 @@ Every flag set is one `squeeze10 quantize` and one `squeeze10 eval`; the first l
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-SQUEEZE10 = [sys.executable, "-m", "squeeze10_quantizer.cli"]
+from commands import squeeze10
+
 FLAGS = (
     *(f"--salient-ratio {ratio}" for ratio in (1.0, 0.8, 0.6, 0.53, 0.4, 0.2)),
     "--no-pbar",
@@ -23,14 +22,9 @@ FLAGS = (
 )
 
 
-def run(*arguments: str) -> str:
-    """Run one `squeeze10` command and return what it printed."""
-    return subprocess.run([*SQUEEZE10, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def perplexity(model: Path, options: argparse.Namespace) -> float:
     limit = ["--max-tokens", str(options.max_tokens)] if options.max_tokens else []
-    result = run("eval", str(model), "--text", str(options.text), "--device", options.device, "--json", *limit)
+    result = squeeze10("eval", str(model), "--text", str(options.text), "--device", options.device, "--json", *limit)
     return float(json.loads(result)["perplexity"])
 
 
@@ -49,8 +43,8 @@ def main() -> None:
     for flags in options.flags or FLAGS:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "quantized")
-            run("quantize", str(options.model), str(out), *calibration, *shlex.split(flags))
-            summary = json.loads(run("inspect", str(out), "--json"))
+            squeeze10("quantize", str(options.model), str(out), *calibration, *shlex.split(flags))
+            summary = json.loads(squeeze10("inspect", str(out), "--json"))
             errors = [layer["relative_output_error"] for layer in summary["layers"]]
             print(
                 f"{flags}: {summary['bits_per_weight']:.3f} bits, {summary['model_bits_per_weight']:.3f} in the model, "

@@ -6,27 +6,20 @@ The targets on two cores: under 6 minutes and under 4 GiB with 128 samples of 51
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-m", "squeeze10_quantizer.cli"]
-
-
-def run(*arguments: str) -> str:
-    """Run one `squeeze10` command and return what it printed."""
-    return subprocess.run([*COMMAND, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+from commands import squeeze10
 
 
 def measure(model: Path, out: Path, flags: list[str]) -> dict[str, Any]:
     """Quantize once; seconds, peak memory of the process in GiB, bits, mean error of each kind of linear."""
     start = time.perf_counter()
-    run("quantize", str(model), str(out), *flags)
+    squeeze10("quantize", str(model), str(out), *flags)
     seconds = time.perf_counter() - start
-    summary = json.loads(run("inspect", str(out), "--json"))
+    summary = json.loads(squeeze10("inspect", str(out), "--json"))
     kinds: dict[str, list[float]] = {}
     for layer in summary["layers"]:
         kinds.setdefault(layer["name"].rpartition(".")[2], []).append(layer["relative_output_error"])
@@ -54,7 +47,7 @@ def main() -> None:
         common += ["--calibration", *map(str, options.calibration)]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "demo-model")
-        run("demo-model", str(model))
+        squeeze10("demo-model", str(model))
         for mask in ("columns", "elements"):
             print(json.dumps(measure(model, Path(folder, mask), ["--mask", mask, *common])), flush=True)
 

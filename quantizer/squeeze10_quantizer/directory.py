@@ -112,10 +112,11 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     path.chmod(0o666 & ~umask)
 
 
-def replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object so that the file is always whole: beside its place, flushed, renamed."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, beside `path`, that is flushed and becomes `path` by a rename: `path` is always whole."""
     unfinished = path.with_suffix(".tmp")
-    write_json(unfinished, value)
+    yield unfinished
     make_durable(unfinished)
     unfinished.rename(path)
     make_durable(path.parent)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_linear, unpack_linear
 from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.llama import LlamaShape, layer_prefix
-from squeeze10_quantizer.directory import lock, make_durable, replace_json, write_safetensors
+from squeeze10_quantizer.directory import lock, replaced, write_json, write_safetensors
 from squeeze10_quantizer.group import Quantized
 
 SPILL_PREFIX: Final = "activations-"
@@ -54,7 +54,8 @@ class PartialOutput:
         if state.is_file():
             refuse_difference(self.path, read_json(state), json.loads(json.dumps(identity)))
         else:
-            replace_json(state, identity)
+            with replaced(state) as file:
+                write_json(file, identity)
         for unfinished in (*self.path.glob(f"{SPILL_PREFIX}*"), self.staging):
             if unfinished.exists():
                 shutil.rmtree(unfinished)
@@ -77,17 +78,14 @@ class PartialOutput:
         return True
 
     def save(self, index: int, results: dict[str, Quantized]) -> None:
-        """Keep one decoder layer: written beside its place, flushed, renamed."""
+        """Keep one decoder layer."""
         tensors: dict[str, torch.Tensor] = {}
         for name, result in results.items():
             packed = pack_linear(result.layer, self.weight_format)
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in packed.items()}
         errors = {name: result.error for name, result in results.items()}
-        unfinished = self.layer_file(index).with_suffix(".tmp")
-        write_safetensors(unfinished, tensors, {"errors": json.dumps(errors)})
-        make_durable(unfinished)
-        unfinished.rename(self.layer_file(index))
-        make_durable(self.path)
+        with replaced(self.layer_file(index)) as file:
+            write_safetensors(file, tensors, {"errors": json.dumps(errors)})
 
     def errors(self, index: int) -> dict[str, float]:
         """Name to relative output error of the linears of a finished layer."""

@@ -8,6 +8,15 @@ from squeeze10_kernels import QuantizedLinear
 from squeeze10_kernels.kernel_layout import NO_CHANNEL, from_kernel_layout, to_kernel_layout
 
 
+def words_of_one_code(row: int, channel: int, code: int, channels: int, salient: bool) -> torch.Tensor:
+    """Words of 16 rows in which all codes are zero but one."""
+    codes = torch.zeros(16, channels, dtype=torch.uint8)
+    codes[row, channel] = code
+    is_salient = torch.full((channels,), salient)
+    layer = QuantizedLinear(codes, is_salient, torch.zeros(16, 3).half(), torch.ones(channels).half())
+    return to_kernel_layout(layer).words
+
+
 @pytest.mark.parametrize(("N", "K"), [(1, 8), (16, 256), (17, 264), (40, 1000), (24, 4096)])
 @pytest.mark.parametrize("ratio", [0, 0.2, 1])
 def test_round_trip(N: int, K: int, ratio: float) -> None:
@@ -45,12 +54,7 @@ def test_channels_are_binary_then_salient_ascending_and_padded() -> None:
     ],
 )
 def test_place_of_a_binary_code(row: int, channel: int, halfword: int, bit: int) -> None:
-    codes = torch.zeros(16, 256, dtype=torch.uint8)
-    codes[row, channel] = 1
-    salient = torch.zeros(256, dtype=torch.bool)
-    layer = QuantizedLinear(codes, salient, torch.zeros(16, 3).half(), torch.ones(256).half())
-
-    words = to_kernel_layout(layer).words.flatten().int() & 0xFFFF
+    words = words_of_one_code(row, channel, 1, 256, salient=False).flatten().int() & 0xFFFF
 
     assert torch.nonzero(words).flatten().tolist() == [halfword]
     assert words[halfword] == 1 << bit
@@ -69,12 +73,7 @@ def test_place_of_a_binary_code(row: int, channel: int, halfword: int, bit: int)
     ],
 )
 def test_place_of_a_salient_code(row: int, channel: int, word: int, bit: int) -> None:
-    codes = torch.zeros(16, 64, dtype=torch.uint8)
-    codes[row, channel] = 15
-    salient = torch.ones(64, dtype=torch.bool)
-    layer = QuantizedLinear(codes, salient, torch.zeros(16, 3).half(), torch.ones(64).half())
-
-    words = to_kernel_layout(layer).words.view(torch.int32).flatten()
+    words = words_of_one_code(row, channel, 15, 64, salient=True).view(torch.int32).flatten()
 
     assert torch.nonzero(words).flatten().tolist() == [word]
     assert words[word] == 15 << bit

@@ -12,7 +12,7 @@ from squeeze10_kernels import activations, decode_weights, mixed_linear_referenc
 from squeeze10_kernels import mixed_gemm as mixed_gemm_module
 from squeeze10_kernels.activations import gather_activations, gather_activations_reference
 from squeeze10_kernels.decode_weights import decoded_gemm
-from squeeze10_kernels.kernel_layout import to_kernel_layout
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 from squeeze10_kernels.mixed_gemm import mixed_gemm
 from squeeze10_kernels.mixed_linear import mixed_linear
 from squeeze10_kernels.tiles import BUCKETS, WARM_UP_TOKENS, Tile, select_tile
@@ -39,6 +39,12 @@ def problem(M: int, N: int, K: int, ratio: float, dtype: torch.dtype, device: st
     return layer, to_kernel_layout(layer), x
 
 
+def multiply(x: torch.Tensor, packed: PackedLinear, tile: Tile, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Gather and mixed kernel, with assembly where it can run."""
+    gathered = gather_activations(x, packed, grouped=True, assembly=CUDA)
+    return mixed_gemm(*gathered, packed, bias, tile=tile, assembly=CUDA)
+
+
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("M", [1, 17])
@@ -61,9 +67,7 @@ def test_gathered_activations(M: int, dtype: torch.dtype, grouped: bool) -> None
 def test_kernel_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
     layer, packed, x = problem(3, N, K, ratio, dtype)
 
-    y = mixed_gemm(
-        *gather_activations(x, packed, grouped=True, assembly=CUDA), packed, None, tile=SMALL, assembly=False
-    )
+    y = multiply(x, packed, SMALL)
 
     assert_close(y, mixed_linear_reference(x, layer), rms=FP32 if dtype == torch.float32 else 1e-3)
 
@@ -76,7 +80,7 @@ def test_groups_and_slices(M: int, groups: int, slices: int, paired: bool) -> No
     layer, packed, x = problem(M, 72, 1100, 0.2, torch.float32)
 
     tile = replace(SMALL, groups=groups, slices=slices, paired=paired, rows=32)
-    y = mixed_gemm(*gather_activations(x, packed, grouped=True, assembly=CUDA), packed, None, tile=tile, assembly=False)
+    y = multiply(x, packed, tile)
 
     assert_close(y, mixed_linear_reference(x, layer), rms=FP32)
 
@@ -88,7 +92,7 @@ def test_words_held_in_registers_or_loaded_in_a_loop(unroll: int) -> None:
     bias = torch.randn(40)
 
     tile = replace(SMALL, unroll=unroll)
-    y = mixed_gemm(*gather_activations(x, packed, grouped=True, assembly=CUDA), packed, bias, tile=tile, assembly=False)
+    y = multiply(x, packed, tile, bias)
 
     assert_close(y, mixed_linear_reference(x, layer, bias), rms=FP32)
 
@@ -125,7 +129,7 @@ def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.
     layer, packed, x = problem(M, N, K, ratio, dtype, "cuda")
     tile = select_tile(M, N)
     assert tile is not None
-    gathered = gather_activations(x, packed, grouped=True, assembly=CUDA)
+    gathered = gather_activations(x, packed, grouped=True)
 
     y = mixed_gemm(*gathered, packed, None, tile=tile)
     again = mixed_gemm(*gathered, packed, None, tile=tile)
@@ -145,7 +149,7 @@ def test_outlier_and_shifted_activations_keep_the_error_small(M: int, dtype: tor
     tile = select_tile(M, 1024)
     assert tile is not None
 
-    y = mixed_gemm(*gather_activations(x, packed, grouped=True), packed, None, tile=tile)
+    y = multiply(x, packed, tile)
 
     assert_close(y.float(), mixed_linear_reference(x.float(), layer), rms=5e-3)
 
@@ -158,7 +162,7 @@ def test_zeros_infinities_and_nan_of_a_token_stay_with_it(value: float) -> None:
     tile = select_tile(9, 64)
     assert tile is not None
 
-    y = mixed_gemm(*gather_activations(x, packed, grouped=True), packed, None, tile=tile)
+    y = multiply(x, packed, tile)
 
     others = torch.arange(9, device="cuda") != 4
     assert_close(y[others].float(), mixed_linear_reference(x[others].float(), layer), rms=5e-3)
@@ -173,7 +177,7 @@ def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
     _, packed, x = problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
     tile = select_tile(M, N)
     assert tile is not None
-    gathered = gather_activations(x, packed, grouped=True, assembly=CUDA)
+    gathered = gather_activations(x, packed, grouped=True)
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     first = mixed_gemm(*gathered, packed, None, tile=tile)
     different = torch.zeros((), dtype=torch.int64, device="cuda")

@@ -121,7 +121,7 @@ def test_choose_layout(mask: Any, device: str, dtype: torch.dtype, capability: t
     ("N", "K", "weight_format"),
     [
         pytest.param(33, 2048, WeightFormat(chunks=8), id="eight_chunks_ragged_N"),
-        pytest.param(1100, 4096, WeightFormat(), id="split"),
+        pytest.param(1100, 4096, WeightFormat(), id="many_rows"),
         pytest.param(48, 64, WeightFormat(salient_ratio=0), id="all_binary"),
         pytest.param(48, 64, WeightFormat(salient_ratio=1), id="all_salient"),
     ],

@@ -16,7 +16,7 @@ from vllm.model_executor.layers.linear import (
 
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.format import TensorSpec
-from squeeze10_kernels.tiles import WARM_UP_TOKENS
+from squeeze10_kernels.tiles import gpu_of, warm_up_tokens
 from squeeze10_vllm.loading import check_filled, check_values, fill_dummy
 from squeeze10_vllm.op import linear
 from squeeze10_vllm.parameters import InputsParameter, RowsParameter, Squeeze10Parameter, StreamParameter
@@ -107,7 +107,7 @@ class Squeeze10LinearMethod(LinearMethodBase):
     def compile_kernels(self, layer: torch.nn.Module) -> None:
         """Run every kernel that the layer will run, so that none is compiled while serving."""
         device = layer.get_parameter("qweight").device
-        for tokens in WARM_UP_TOKENS:
+        for tokens in warm_up_tokens(sum(self.rows), self.width, gpu_of(device)):
             x = torch.zeros(tokens, self.width, dtype=self.dtype, device=device)
             self.apply(layer, x, getattr(layer, "bias", None))
 

@@ -22,7 +22,6 @@ from squeeze10_kernels.format import Mask, WeightFormat
 from squeeze10_kernels.kernel_layout import to_kernel_layout
 from squeeze10_kernels.linear import unpack_linear
 from squeeze10_kernels.packing import unpack_bits
-from squeeze10_kernels.tiles import BUCKETS
 
 Layout = Literal["columns", "columns_int4", "columns_triton", "elements", "dense"]
 
@@ -30,7 +29,7 @@ HOPPER: Final = (9, 0)
 ADVICE: Final[dict[Layout, str]] = {
     "columns": "their weights are decoded in every step; fused kernels serve bfloat16 and float16 on Hopper GPUs.",
     "columns_int4": "both parts are served as 4-bit weights by torch's int4 matmul.",
-    "columns_triton": f"fused kernels read them in steps of up to {BUCKETS[-1]} tokens; others decode them first.",
+    "columns_triton": "fused kernels read them.",
     "elements": "their weights are decoded in every step, for which no fused kernel exists yet.",
     "dense": "mask elements is served decoded on CPUs, which saves no memory.",
 }

@@ -1,56 +1,91 @@
-"""Compile the mixed kernel for Hopper on a machine without a GPU and count what its loops cost.
+"""Compile the kernels for Hopper on a machine without a GPU: what their loops cost, and whether they wait as they must.
 
-    PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [rows,groups,slices,tokens,paired,unroll ...]
+    PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [--tokens M ...] [--dtype bf16]
 
-One line for a tile: registers, spilled bytes, shared memory, and for its loops (over pairs of a binary and a salient
-unit, or over either) the instructions of a warp per 32 weights. STS or BAR there would mean shared memory on the way.
+One line for each tile that LLaMA2-7B's layers use: registers, spilled bytes, shared memory, and for its loops the
+instructions of a warp per 32 weights. STS in the loops of mixed_gemm would mean shared memory on the way. Exit code 1
+if a register of a running `wgmma` is written before the wait that ends it, which gives other bits in some launches.
 """
 
 import argparse
 import dataclasses
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from squeeze10_kernels.mixed_gemm import _mixed_gemm_kernel
-from squeeze10_kernels.tiles import BUCKETS, Tile, select_tile
+from squeeze10_kernels.tiles import H200, Tile, WgmmaTile, select_tile
+from squeeze10_kernels.wgmma_gemm import _wgmma_gemm_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-UNITS = 13
-"""Of either class in 4096 channels."""
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = ("x_ptr", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr")
-COUNTED = ("LOP3", "SHF", "IMAD", "PRMT", "HMMA", "LDS", "LDSM", "STS", "BAR", "LDG")
+LAYERS = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
+COUNTED = ("LOP3", "SHF", "IMAD", "PRMT", "HADD2", "HMMA", "HGMMA", "LDS", "LDSM", "STS", "BAR", "LDG")
+STORES = ("ST", "BAR", "BRA", "SYNCS", "UT", "R2UR", "WARPGROUP", "RED", "ISETP", "PLOP")
+"""Opcodes whose first register is read, or a predicate."""
+Code = list[tuple[int, str, str]]
+"""Address, opcode and operands of every instruction."""
 
 
-def compile_tile(tile: Tile, dtype: str) -> triton.compiler.CompiledKernel:
-    kinds = {"x_ptr": f"*{dtype}", "sums_ptr": "*fp32", "words_ptr": "*i16", "scales_ptr": "*fp16"}
-    kinds |= {"bias_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
-    signature = kinds | dict.fromkeys(("M", "N", "U1", "U4", "BLOCKS"), "i32")
-    rounds = -(-UNITS // tile.slices)
+def signature(dtype: str, sizes: tuple[str, ...], others: dict[str, str]) -> dict[str, str]:
+    types = {"sums_ptr": "*fp32", "scales_ptr": "*fp16", "bias_ptr": f"*{dtype}", "y_ptr": f"*{dtype}"}
+    return others | types | dict.fromkeys(sizes, "i32")
+
+
+def compile_mixed(tile: Tile, dtype: str, K: int) -> CompiledKernel:
+    names = ("x_ptr", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "M", "N", "U1", "U4", "BLOCKS")
+    types = signature(dtype, names[6:], {"x_ptr": f"*{dtype}", "words_ptr": "*i16"})
+    rounds = -(-K // 320 // tile.slices)
     constants = {
         "HAS_BIAS": False, "ROWS": tile.rows, "GROUPS": tile.groups, "SLICES": tile.slices, "BM": tile.tokens,
         "ROUNDS": rounds, "RESIDENT": rounds <= tile.unroll, "PAIRED": tile.paired, "UNROLL": tile.unroll,
         "BLOCK_S": 16, "ASM": True,
     }  # fmt: skip
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in (*POINTERS, "N")}
+    return compile_kernel(
+        ASTSource, _mixed_gemm_kernel, names, types, constants,
+        num_warps=tile.groups * tile.slices, num_stages=1,
+    )  # fmt: skip
+
+
+def compile_wgmma(tile: WgmmaTile, dtype: str) -> CompiledKernel:
+    names = ("x_desc", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "partial_ptr", "arrived_ptr")
+    sizes = ("M", "N", "U1", "U4", "BLOCKS")
+    layout = gl.NVMMASharedLayout.get_default_for([tile.tokens, 64], gl.bfloat16)
+    desc = f"tensordesc<{dtype}[{tile.tokens}, 64],{layout!r}>"
+    others = {"x_desc": desc, "words_ptr": "*i32", "partial_ptr": "*fp32", "arrived_ptr": "*i32"}
+    constants = {
+        "HAS_BIAS": False, "BN": tile.rows, "BLOCK_S": 2, "SPLIT": tile.split, "C": tile.chunks,
+        "STAGES": tile.stages, "AHEAD": tile.ahead, "EARLY": tile.early,
+    }  # fmt: skip
+    return compile_kernel(
+        GluonASTSource, _wgmma_gemm_kernel, names + sizes, signature(dtype, sizes, others), constants,
+        num_warps=tile.warps, maxnreg=tile.registers,
+    )  # fmt: skip
+
+
+def compile_kernel(
+    source_type: type, kernel: object, names: tuple[str, ...], types: dict[str, str],
+    constants: dict[str, object], **options: int,
+) -> CompiledKernel:  # fmt: skip
+    signature = {name: types[name] for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr") or name == "N"}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=_mixed_gemm_kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(
-        source,
-        target=HOPPER,
-        options={"num_warps": tile.groups * tile.slices, "num_stages": 1, "launch_pdl": True},
-    )
+    source = source_type(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=HOPPER, options=options | {"launch_pdl": True})
 
 
-def disassemble(kernel: triton.compiler.CompiledKernel) -> tuple[list[tuple[int, str, str]], int, int]:
-    """Address, opcode and operands of every instruction; registers; bytes of stack."""
+def disassemble(kernel: CompiledKernel) -> tuple[Code, int, int]:
+    """Instructions; registers; bytes of stack."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -62,44 +97,76 @@ def disassemble(kernel: triton.compiler.CompiledKernel) -> tuple[list[tuple[int,
     return [(int(at, 16), name, rest) for at, name, rest in code], int(usage[1]), int(usage[2])
 
 
-def matrix_loops(code: list[tuple[int, str, str]]) -> list[list[tuple[int, str, str]]]:
+def matrix_loops(code: Code) -> list[Code]:
     """Innermost loops that hold matrix instructions, in order."""
     backward = []
     for at, name, rest in code:
         target = re.search(r"0x([0-9a-f]+)", rest)
         if name == "BRA" and target and int(target[1], 16) < at:
             backward.append((int(target[1], 16), at))
-    bodies = [[line for line in code if begin <= line[0] <= end] for begin, end in backward]
-    bodies = [body for body in bodies if any(name == "HMMA" for _, name, _ in body)]
-    return sorted(bodies, key=lambda body: body[0][0])
+    inner = [(a, b) for a, b in backward if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in backward)]
+    bodies = [[line for line in code if begin <= line[0] <= end] for begin, end in inner]
+    return sorted((body for body in bodies if any("MMA" in name for _, name, _ in body)), key=lambda body: body[0][0])
 
 
-def describe(tile: Tile, dtype: str) -> str:
-    kernel = compile_tile(tile, dtype)
+def written_registers(name: str, rest: str) -> set[int]:
+    """What an instruction writes, by its first operand and width."""
+    target = re.match(r"\S* (?:P\d, |PT, )?R(\d+)", rest)
+    if not target or name.startswith(STORES):
+        return set()
+    width = 4 if ".128" in rest.split()[0] else 2 if re.match(r"\S*\.(64|WIDE)", rest) or name == "CS2R" else 1
+    return set(range(int(target[1]), int(target[1]) + width))
+
+
+def overwritten_in_flight(code: Code) -> Iterator[str]:
+    """Instructions that write the left operand or the accumulator of a `wgmma` that no wait has ended yet."""
+    groups: list[set[int]] = []  # registers of each group in flight, oldest first
+    group: set[int] = set()
+    for at, name, rest in code:
+        multiply = re.match(r"\.64x(\d+)x\d+\S* R(\d+), R(\d+),", rest) if name == "HGMMA" else None
+        wait = re.match(r"\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", rest) if name == "WARPGROUP" else None
+        if multiply:
+            columns, accumulator, left = map(int, multiply.groups())
+            group |= {*range(left, left + 4), *range(accumulator, accumulator + columns // 2)}
+            if "gsb0" in rest:
+                groups, group = [*groups, group], set()
+        elif wait:
+            groups = groups[max(0, len(groups) - int(wait[1], 16)) :]
+        elif any(written_registers(name, rest) & registers for registers in (*groups, group)):
+            yield f"{at:#x} {name}{rest}"
+
+
+def describe(tile: Tile | WgmmaTile, kernel: CompiledKernel) -> tuple[str, int]:
+    """A line, and how many instructions write what a `wgmma` still reads."""
     code, registers, stack = disassemble(kernel)
+    loops = matrix_loops(code)
+    faults = {fault for part in (code, *(body * 2 for body in loops)) for fault in overwritten_in_flight(part)}
     parts = [f"{registers:3d} regs {stack:3d} spill {kernel.metadata.shared:6d} smem"]
-    loops = (("both", 320),) if tile.paired else (("1 bit", 256), ("4 bit", 64))
-    for (title, channels), body in zip(loops, matrix_loops(code), strict=False):
-        weights = tile.unroll * tile.rows * channels / 32
+    for body in loops:
         counts = Counter(name for _, name, _ in body)
+        # an HMMA takes 16 x 16 weights of a warp, an HGMMA 16 x 16 of each of its four
+        weights = (counts["HGMMA"] + counts["HMMA"] / max(1, tile.tokens // 8)) * 256 / 32
         used = " ".join(f"{name} {counts[name] / weights:.3f}" for name in COUNTED if counts[name])
-        parts.append(f"{title}: all {len(body) / weights:.2f} {used}")
-    return " | ".join(parts)
+        parts.append(f"all {len(body) / weights:.2f} {used}")
+    return " | ".join(parts), len(faults)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tiles", nargs="*")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 32, 64, 128, 512, 4096])
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16"])
     arguments = parser.parse_args()
-    tiles = [Tile(*map(int, text.split(","))) for text in arguments.tiles]
-    if not tiles:
-        chosen = (select_tile(M, N) for M in BUCKETS for N in (4096, 22016))
-        tiles = [tile for tile in chosen if tile]
-    for tile in tiles:
+    tiles = {tile: K for M in arguments.tokens for N, K in LAYERS if (tile := select_tile(M, N, K, H200))}
+    total = 0
+    for tile, K in tiles.items():
+        wgmma = isinstance(tile, WgmmaTile)
+        kernel = compile_wgmma(tile, arguments.dtype) if wgmma else compile_mixed(tile, arguments.dtype, K)
+        line, faults = describe(tile, kernel)
         name = ",".join(map(str, dataclasses.astuple(tile)))
-        print(f"{name:36s} {describe(tile, arguments.dtype)}", flush=True)
+        print(f"{name:40s} {line}" + f" | {faults} REGISTERS OVERWRITTEN IN FLIGHT" * bool(faults), flush=True)
+        total += faults
+    return int(total > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

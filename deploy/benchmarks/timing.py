@@ -1,29 +1,54 @@
-"""Cold layers of LLaMA2-7B and the time of a launch."""
+"""Cold layers of LLaMA models, the time of a launch, and the CSV of times."""
 
+import csv
 import dataclasses
 import statistics
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import triton
 
+from squeeze10_kernels.format import WeightFormat
 from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.reference import decode_rows
 
-LAYERS = {
-    "qkv": (12288, 4096, 832),
-    "o": (4096, 4096, 832),
-    "gate_up": (22016, 4096, 832),
-    "down": (4096, 11008, 2176),
-}
+Shape = tuple[int, int, int]
 """Output features, input features, salient channels."""
+FORMAT = WeightFormat(chunks=8)
+"""What `squeeze10 quantize` chooses for all of `MODELS`."""
+HEAD = (
+    "gpu", "driver", "torch", "triton", "commit", "layer", "N", "K", "tokens", "what", "tile", "us", "us_p20", "us_p80",
+    "GB_per_s", "copy_share", "error",
+)  # fmt: skip
 COLD_BYTES = 140 << 20
 """More than twice the 60 MB of an H200's L2."""
 
 
+def fused_linears(hidden: int, intermediate: int, kv: int) -> dict[str, Shape]:
+    """The linears of a decoder layer as vLLM fuses them; `kv`: output features of k_proj."""
+    sizes = {
+        "qkv": (hidden + 2 * kv, hidden),
+        "o": (hidden, hidden),
+        "gate_up": (2 * intermediate, hidden),
+        "down": (hidden, intermediate),
+    }
+    return {name: (N, K, FORMAT.salient_channels(K)) for name, (N, K) in sizes.items()}
+
+
+MODELS = {
+    "llama2-7b": fused_linears(4096, 11008, 4096),
+    "llama2-13b": fused_linears(5120, 13824, 5120),
+    "llama2-70b": fused_linears(8192, 28672, 1024),
+    "llama3-8b": fused_linears(4096, 14336, 1024),
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """A layer, its cold copies, and its weights in bf16."""
+    """A layer, its cold copies, and its weights before they were packed."""
 
     name: str
     packed: PackedLinear
@@ -36,8 +61,8 @@ class Problem:
         return self.packed.words.nbytes + self.packed.scales.nbytes
 
 
-def make_problem(name: str) -> Problem:
-    N, K, S = LAYERS[name]
+def make_problem(name: str, shape: Shape) -> Problem:
+    N, K, S = shape
     salient = torch.zeros(K, dtype=torch.bool, device="cuda")
     salient[torch.randperm(K, device="cuda")[:S]] = True
     codes = torch.randint(0, 16, (N, K), dtype=torch.uint8, device="cuda")
@@ -45,10 +70,13 @@ def make_problem(name: str) -> Problem:
     scales = (torch.randn(N, 3, device="cuda") * torch.tensor([0.02, 0.004, 0.004], device="cuda")).half()
     layer = QuantizedLinear(codes, salient, scales, (torch.randn(K, device="cuda") * 0.2).exp().half())
     packed = to_kernel_layout(layer)
-    copies = [
-        dataclasses.replace(packed, words=packed.words.clone()) for _ in range(-(-COLD_BYTES // packed.words.nbytes))
-    ]
+    copies = [dataclasses.replace(packed, words=packed.words.clone()) for _ in range(cold_copies(packed.words.nbytes))]
     return Problem(name, packed, copies, decode_rows(layer), layer.channel_scales)
+
+
+def cold_copies(size: int) -> int:
+    """Copies of `size` bytes through which launches must rotate to read none from the cache; 2 at least."""
+    return max(2, -(-COLD_BYTES // size))
 
 
 def time_launches(launches: list[Callable[[], object]], replays: int) -> tuple[float, float, float]:
@@ -59,9 +87,11 @@ def time_launches(launches: list[Callable[[], object]], replays: int) -> tuple[f
         launches[0]()
         stream.synchronize()
         graph.capture_begin()  # torch.cuda.graph would collect garbage and empty the cache before each
-        for launch in launches:
-            launch()
-        graph.capture_end()
+        try:
+            for launch in launches:
+                launch()
+        finally:
+            graph.capture_end()
     torch.cuda.synchronize()
     times = []
     for _ in range(replays + 2):
@@ -77,3 +107,29 @@ def time_launches(launches: list[Callable[[], object]], replays: int) -> tuple[f
 
 def relative_error(y: torch.Tensor, expected: torch.Tensor) -> float:
     return float((y.float() - expected).norm() / expected.norm())
+
+
+class Results:
+    """A CSV of times on this GPU; every row is on disk at once."""
+
+    def __init__(self, out: Path, commit: str) -> None:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        self.context = (torch.cuda.get_device_name(), driver, torch.__version__, triton.__version__, commit)
+        self.file = out.open("w", newline="")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(HEAD)
+        big = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(big)
+        self.copy_rate = 2 * big.nbytes / time_launches([lambda: target.copy_(big)], 10)[0] / 1e3  # GB/s
+        print(f"{self.context}, copy {self.copy_rate:.0f} GB/s", flush=True)
+
+    def record(
+        self, layer: str, N: int, K: int, tokens: int, what: str, times: tuple[float, float, float], *,
+        moved: int = 0, tile: str = "", error: float = 0.0,
+    ) -> None:  # fmt: skip
+        """One row. `times`: of `time_launches`; `moved`: bytes that a launch must read or write."""
+        rate = moved / times[0] / 1e3
+        numbers = [f"{value:.2f}" for value in times] + [f"{rate:.0f}", f"{rate / self.copy_rate:.3f}", f"{error:.2e}"]
+        self.writer.writerow([*self.context, layer, N, K, tokens, what, tile, *numbers])
+        self.file.flush()

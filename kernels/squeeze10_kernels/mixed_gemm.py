@@ -148,7 +148,7 @@ def mixed_gemm(
     """`mixed_linear_reference` of gathered activations.
 
     Args:
-        x, sums: From `gather_activations`.
+        x, sums: From `gather_groups`.
         bias: `[N]` or None.
         tile: How to cut the work.
         assembly: False where inline assembly cannot run: in Triton's interpreter.

@@ -2,11 +2,12 @@
 
 import torch
 
-from squeeze10_kernels.activations import gather_activations
+from squeeze10_kernels.activations import gather_channels, gather_groups, gather_halves
 from squeeze10_kernels.decode_weights import decoded_gemm
 from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.mixed_gemm import mixed_gemm
-from squeeze10_kernels.tiles import select_tile
+from squeeze10_kernels.tiles import Tile, WgmmaTile, gpu_of, select_tile
+from squeeze10_kernels.wgmma_gemm import wgmma_gemm
 
 
 def mixed_linear(x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -19,11 +20,17 @@ def mixed_linear(x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | Non
     Returns:
         `[M, N]` in the dtype of x.
     """
-    M = len(x)
-    if M == 0:
-        return x.new_empty(0, packed.out_features)
-    tile = select_tile(M, packed.out_features)
-    gathered, sums = gather_activations(x, packed, grouped=tile is not None)
+    (M, K), N = x.shape, packed.out_features
+    return x.new_empty(0, N) if M == 0 else launch(x, packed, bias, select_tile(M, N, K, gpu_of(x.device)))
+
+
+def launch(
+    x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | None, tile: Tile | WgmmaTile | None
+) -> torch.Tensor:
+    """`mixed_linear` with this tile, or with decoded weights where it is None."""
     if tile is None:
-        return decoded_gemm(gathered, packed, bias)
-    return mixed_gemm(gathered, sums, packed, bias, tile=tile)
+        return decoded_gemm(gather_channels(x, packed), packed, bias)
+    if isinstance(tile, Tile):
+        return mixed_gemm(*gather_groups(x, packed), packed, bias, tile=tile)
+    arrived = x.new_empty(tile.tiles(len(x), packed.out_features), dtype=torch.int32)
+    return wgmma_gemm(*gather_halves(x, packed, arrived), arrived, packed, bias, tile=tile)

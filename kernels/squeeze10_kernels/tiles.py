@@ -1,13 +1,38 @@
-"""Which tile a launch uses: a pure function of the sizes. Nothing is tuned while serving."""
+"""Which kernel and tile a launch uses: a pure function of the sizes and the GPU. Nothing is tuned while serving."""
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What decides about tiles.
+
+    Attributes:
+        hopper: Has `wgmma`: compute capability 9.
+        multiprocessors: Programs that run side by side, if a multiprocessor holds one.
+    """
+
+    hopper: bool
+    multiprocessors: int
+
+
+H200: Final = Gpu(hopper=True, multiprocessors=132)
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(properties.major == 9, properties.multi_processor_count)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How a launch of the mixed kernel is cut.
+    """How a launch of `mixed_gemm` is cut.
 
     Attributes:
         rows: Output features of a warp, a multiple of 16.
@@ -26,9 +51,50 @@ class Tile:
     unroll: int
 
 
-# By bucket: the tile for up to so many output features. The best of a sweep on an H200 over the layers of LLaMA2-7B
+@dataclass(frozen=True, slots=True)
+class WgmmaTile:
+    """How a launch of `wgmma_gemm` is cut.
+
+    Attributes:
+        rows: Output features of a program, a multiple of 16 for every warp.
+        tokens: Tokens of a program.
+        chunks: Input channels fetched at once, in 64: 1, 2 or 4.
+        stages: Fetches in flight.
+        ahead: Binary units whose words are loaded ahead.
+        early: The words of the first four salient units are loaded before all others, which costs registers.
+        warps: That multiply, a multiple of 4. Four more fetch.
+        registers: Of a thread, at launch; those that multiply take over most of those that fetch.
+        split: Programs that share the input channels of a tile; chosen by `select_tile`.
+    """
+
+    rows: int
+    tokens: int
+    chunks: int
+    stages: int
+    ahead: int
+    early: bool
+    warps: int
+    registers: int
+    split: int = 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """Activations in flight."""
+        return self.stages * self.chunks * 64 * self.tokens * 2
+
+    @property
+    def on_multiprocessor(self) -> int:
+        """Programs that a multiprocessor holds at once, by registers and shared memory."""
+        threads = (self.warps + 4) * 32
+        return min(65536 // (threads * self.registers), (227 << 10) // (self.shared_bytes + (5 << 10)))
+
+    def tiles(self, M: int, N: int) -> int:
+        return -(-N // self.rows) * -(-M // self.tokens)
+
+
+# By bucket: the tile for up to so many output features. The best of sweeps on an H200 over the layers of LLaMA2-7B
 # (deploy/benchmarks/bench_kernels.py --sweep, LOG.md 2026-11-22); few output features need more warps for their rows.
-_TILES: Final[dict[int, dict[float, Tile]]] = {
+_MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
         16384: Tile(32, 1, 4, 8, paired=True, unroll=5),
@@ -39,21 +105,54 @@ _TILES: Final[dict[int, dict[float, Tile]]] = {
     64: {8192: Tile(32, 2, 4, 32, paired=False, unroll=1), math.inf: Tile(32, 2, 2, 32, paired=False, unroll=1)},
     128: {8192: Tile(32, 2, 4, 64, paired=False, unroll=1), math.inf: Tile(64, 2, 2, 64, paired=False, unroll=1)},
 }
-BUCKETS: Final = tuple(_TILES)
-"""Token counts up to which one tile serves; above the last, weights are decoded and cuBLAS multiplies."""
-WARM_UP_TOKENS: Final = (*BUCKETS, BUCKETS[-1] + 1)
-"""One launch with each of these compiles whatever a layer will run."""
+_HOPPER: Final[dict[float, dict[float, Tile | WgmmaTile]]] = {
+    8: dict(_MMA[8]),
+    16: {math.inf: WgmmaTile(64, 16, chunks=4, stages=4, ahead=3, early=True, warps=4, registers=80)},
+    32: {math.inf: WgmmaTile(64, 32, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=80)},
+    64: {
+        16384: WgmmaTile(64, 64, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=128),
+        math.inf: WgmmaTile(64, 64, chunks=4, stages=2, ahead=3, early=True, warps=4, registers=80),
+    },
+    128: {
+        8192: WgmmaTile(64, 128, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=248),
+        math.inf: WgmmaTile(64, 64, chunks=4, stages=2, ahead=2, early=True, warps=4, registers=80),
+    },
+    512: {math.inf: WgmmaTile(128, 128, chunks=4, stages=3, ahead=2, early=False, warps=8, registers=168)},
+    math.inf: {math.inf: WgmmaTile(128, 256, chunks=1, stages=5, ahead=2, early=False, warps=8, registers=168)},
+}
+MMA_BUCKETS: Final = tuple(_MMA)
+"""Token counts up to which one tile serves off Hopper; above the last, weights are decoded and cuBLAS multiplies."""
+HOPPER_BUCKETS: Final = tuple(_HOPPER)
 
 
-def bucket_of(M: int) -> int | None:
-    """The smallest bucket that holds M tokens; None for more than the largest."""
-    return next((bucket for bucket in BUCKETS if bucket >= M), None)
+@functools.lru_cache(maxsize=1 << 14)
+def select_tile(M: int, N: int, K: int, gpu: Gpu) -> Tile | WgmmaTile | None:
+    """The tile for M tokens, N output and K input features; None where decoding to 16 bits is faster."""
+    table: dict[float, dict[float, Tile | WgmmaTile]] = _HOPPER if gpu.hopper else _MMA  # type: ignore[assignment]
+    bucket = next((bucket for bucket in table if bucket >= M), None)
+    if bucket is None:
+        return None
+    tile = next(tile for most, tile in table[bucket].items() if most >= N)
+    return tile if isinstance(tile, Tile) else _split(tile, M, N, K, gpu)
 
 
-def select_tile(M: int, N: int) -> Tile | None:
-    """The tile for M tokens and N output features; None where decoding to 16 bits is faster.
+def _split(tile: WgmmaTile, M: int, N: int, K: int, gpu: Gpu) -> WgmmaTile:
+    """As many programs as run side by side, unless one would have fewer than four units of 256 channels."""
+    room = gpu.multiprocessors * tile.on_multiprocessor // tile.tiles(M, N)
+    return replace(tile, split=max(1, min(room, K // 1024, 8)))
 
-    It is one tile for all M of a bucket, so that `WARM_UP_TOKENS` reaches all.
+
+def warm_up_tokens(N: int, K: int, gpu: Gpu) -> list[int]:
+    """One launch with each of these compiles whatever a layer will run.
+
+    Within a bucket only the split may change, and only while there are fewer tiles than programs side by side.
     """
-    bucket = bucket_of(M)
-    return None if bucket is None else next(tile for most, tile in _TILES[bucket].items() if most >= N)
+    if not gpu.hopper:
+        return [*MMA_BUCKETS, MMA_BUCKETS[-1] + 1]
+    tokens, seen = [], set()
+    for M in (*HOPPER_BUCKETS[:-1], *range(8, 128 * gpu.multiprocessors, 8)):
+        tile = select_tile(int(M), N, K, gpu)
+        if tile not in seen:
+            seen.add(tile)
+            tokens.append(int(M))
+    return tokens

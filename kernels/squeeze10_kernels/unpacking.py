@@ -5,12 +5,14 @@ only rename registers; with a warp for every index of the first dimension nothin
 
 A `lop3` makes two weights: it puts their bits into the mantissa of a constant. So a binary weight comes as ±1 plus
 an offset that depends on its channel alone, a salient one as its level plus a constant; both are exact, and the sum of
-the activations times the offsets is taken off at the end. The interpreter cannot run assembly and takes the arithmetic
-branch, which is the definition.
+the activations times the offsets is taken off at the end. Where the multiplication leaves time for it, the offset is
+taken off here, by a second instruction: `SIGNS` and `LEVELS`. The interpreter cannot run assembly and takes the
+arithmetic branch, which is the definition.
 """
 
 from typing import Final
 
+import torch
 import triton
 import triton.language as tl
 
@@ -20,26 +22,46 @@ FP16_SALIENT_OFFSET: Final = 136
 """The same in fp16: code + 128."""
 
 
-def _bits_asm(low: str, high: str, one: int, ulp: int, position: int) -> str:
-    """Sixteen pairs from a word: bit i of each half into the mantissa of 2^(8 - i % 8), where it adds 2.
+def _pair(value: float, dtype: torch.dtype) -> str:
+    """A value in 16 bits, twice, as assembly takes it."""
+    return hex((int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF) * 0x10001)
+
+
+def _bits_asm(dtype: torch.dtype, centred: bool) -> str:
+    """Sixteen pairs from a word: bit i of each half into the mantissa of c = 2^(8 - i % 8), where it adds 2.
 
     Args:
-        low, high: Instructions that bring bit 0 and bit 8 to `position`.
-        one: 1.0 in 16 bits.
-        ulp: Mantissa bits.
-        position: Where bit i % 8 = 0 must be, for its place in 2^8 to be worth 2.
+        centred: Take off c + 1, which leaves ±1. In bf16 257 is not a number; there bits 0 and 8 become the sign of 1.
     """
-    pairs = []
+    # bit 0 and bit 8 to where they are worth 2 in 2^8
+    position, kind = (0, "bf16x2") if dtype == torch.bfloat16 else (3, "f16x2")
+    code = ["mov.b32 l, $16; shr.b32 h, $16, 8;" if position == 0 else "shl.b32 l, $16, 3; shr.b32 h, $16, 5;"]
     for i in range(16):
-        mask, base = 1 << position + i % 8, one + (8 - i % 8 << ulp)
-        pairs.append(f"lop3.b32 ${i}, {'l' if i < 8 else 'h'}, {mask * 0x10001:#x}, {base * 0x10001:#x}, 0xEA;")
-    return "{ .reg .b32 l, h; " + " ".join((low, high, *pairs)) + " }"
+        word, mask, base = "l" if i < 8 else "h", hex((1 << position + i % 8) * 0x10001), 2.0 ** (8 - i % 8)
+        if not centred:
+            code.append(f"lop3.b32 ${i}, {word}, {mask}, {_pair(base, dtype)}, 0xEA;")
+        elif dtype == torch.bfloat16 and i % 8 == 0:
+            code.append(f"shl.b32 t, $16, {15 - i}; lop3.b32 ${i}, t, 0x80008000, {_pair(-1, dtype)}, 0x6A;")
+        else:
+            code.append(f"lop3.b32 t, {word}, {mask}, {_pair(base, dtype)}, 0xEA; mov.b32 u, {_pair(base + 1, dtype)};")
+            code.append(f"sub.{kind} ${i}, t, u;")
+    return "{ .reg .b32 l, h, t, u; " + " ".join(code) + " }"
 
 
-def _nibbles_asm(exponent: int) -> str:
-    """Four pairs from a word that is rotated left by 3: nibble i of each half under an exponent."""
-    pairs = (f"shf.r.wrap.b32 t, $4, $4, {4 * i}; lop3.b32 ${i}, t, 0x00780078, {exponent:#x}, 0xEA;" for i in range(4))
-    return "{ .reg .b32 t; " + " ".join(pairs) + " }"
+def _nibbles_asm(dtype: torch.dtype, centred: bool) -> str:
+    """Four pairs from a word that is rotated left by 3: nibble i of each half under an exponent.
+
+    Args:
+        centred: Take off the exponent and 8, which leaves code - 8.
+    """
+    base, kind = (16.0, "bf16x2") if dtype == torch.bfloat16 else (128.0, "f16x2")
+    code = [f"mov.b32 u, {_pair(base + 8, dtype)};"]
+    for i in range(4):
+        to = "t" if centred else f"${i}"
+        code.append(f"shf.r.wrap.b32 t, $4, $4, {4 * i}; lop3.b32 {to}, t, 0x00780078, {_pair(base, dtype)}, 0xEA;")
+        if centred:
+            code.append(f"sub.{kind} ${i}, t, u;")
+    return "{ .reg .b32 t, u; " + " ".join(code) + " }"
 
 
 @triton.constexpr_function
@@ -49,16 +71,20 @@ def salient_offset(dtype):
 
 
 @triton.constexpr_function
-def _copies(dtype, count):
+def copies(dtype, count):
     return (dtype,) * count
 
 
-_BF16_BITS: tl.constexpr = tl.constexpr(_bits_asm("mov.b32 l, $16;", "shr.b32 h, $16, 8;", 0x3F80, 7, 0))
-_FP16_BITS: tl.constexpr = tl.constexpr(_bits_asm("shl.b32 l, $16, 3;", "shr.b32 h, $16, 5;", 0x3C00, 10, 3))
-_BF16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(0x41804180))
-_FP16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(0x58005800))
-_SIXTEEN: tl.constexpr = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,r")
-_FOUR: tl.constexpr = tl.constexpr("=r,=r,=r,=r,r")
+BF16_BITS: tl.constexpr = tl.constexpr(_bits_asm(torch.bfloat16, centred=False))
+FP16_BITS: tl.constexpr = tl.constexpr(_bits_asm(torch.float16, centred=False))
+BF16_SIGNS: tl.constexpr = tl.constexpr(_bits_asm(torch.bfloat16, centred=True))
+FP16_SIGNS: tl.constexpr = tl.constexpr(_bits_asm(torch.float16, centred=True))
+BF16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(torch.bfloat16, centred=False))
+FP16_NIBBLES: tl.constexpr = tl.constexpr(_nibbles_asm(torch.float16, centred=False))
+BF16_LEVELS: tl.constexpr = tl.constexpr(_nibbles_asm(torch.bfloat16, centred=True))
+FP16_LEVELS: tl.constexpr = tl.constexpr(_nibbles_asm(torch.float16, centred=True))
+SIXTEEN: tl.constexpr = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,=r,r")
+FOUR: tl.constexpr = tl.constexpr("=r,=r,=r,=r,r")
 
 
 @triton.jit
@@ -87,9 +113,9 @@ def binary_weights(words, dtype: tl.constexpr, ASM: tl.constexpr):
     B: tl.constexpr = words.shape[0]
     T: tl.constexpr = words.shape[1]
     if ASM:
-        code: tl.constexpr = _BF16_BITS if dtype == tl.bfloat16 else _FP16_BITS
+        code: tl.constexpr = BF16_BITS if dtype == tl.bfloat16 else FP16_BITS
         w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15 = tl.inline_asm_elementwise(
-            code, _SIXTEEN, [words], dtype=_copies(dtype, 16), is_pure=True, pack=2
+            code, SIXTEEN, [words], dtype=copies(dtype, 16), is_pure=True, pack=2
         )
         low = tl.join(
             tl.join(tl.join(w0, w1), tl.join(w2, w3)),  # [..., half k, step low]
@@ -116,8 +142,8 @@ def salient_weights(words, dtype: tl.constexpr, ASM: tl.constexpr):
     B: tl.constexpr = words.shape[0]
     T: tl.constexpr = words.shape[1]
     if ASM:
-        code: tl.constexpr = _BF16_NIBBLES if dtype == tl.bfloat16 else _FP16_NIBBLES
-        w0, w1, w2, w3 = tl.inline_asm_elementwise(code, _FOUR, [words], dtype=_copies(dtype, 4), is_pure=True, pack=2)
+        code: tl.constexpr = BF16_NIBBLES if dtype == tl.bfloat16 else FP16_NIBBLES
+        w0, w1, w2, w3 = tl.inline_asm_elementwise(code, FOUR, [words], dtype=copies(dtype, 4), is_pure=True, pack=2)
         fields = tl.join(tl.join(w0, w1), tl.join(w2, w3))  # [B, T, row, lane, step, pair, half row, half k]
         weights = tl.permute(fields, (0, 1, 6, 2, 4, 3, 7, 5))
     else:

@@ -1,0 +1,48 @@
+"""Tiles fit the machine, and warming up reaches every one that serving uses."""
+
+import pytest
+
+from squeeze10_kernels.tiles import H200, MMA_BUCKETS, Gpu, Tile, WgmmaTile, select_tile, warm_up_tokens
+
+GPUS = [H200, Gpu(hopper=True, multiprocessors=78), Gpu(hopper=False, multiprocessors=108)]
+LAYERS = [(1, 8), (960, 576), (4096, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (57344, 8192), (8192, 28672)]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(("N", "K"), LAYERS)
+def test_warming_up_compiles_every_tile_that_serving_uses(N: int, K: int, gpu: Gpu) -> None:
+    warm = {select_tile(M, N, K, gpu) for M in warm_up_tokens(N, K, gpu)}
+
+    used = {select_tile(M, N, K, gpu) for M in (*range(1, 2100), *range(2100, 20000, 61))}
+
+    assert used <= warm
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(("N", "K"), LAYERS)
+def test_tiles_fit_the_kernels(N: int, K: int, gpu: Gpu) -> None:
+    for M in (1, 8, 9, 16, 17, 33, 64, 65, 128, 129, 512, 513, 5000):
+        tile = select_tile(M, N, K, gpu)
+        if isinstance(tile, Tile):
+            assert tile.rows % 16 == tile.tokens % 8 == 0
+            assert tile.groups * tile.slices in (1, 2, 4, 8), "warps of a program"
+        elif isinstance(tile, WgmmaTile):
+            assert tile.rows in (64, 128, 256), "what the store's layout knows"
+            assert tile.rows % (16 * tile.warps) == tile.warps % 4 == tile.tokens % 16 == 0
+            assert tile.chunks in (1, 2, 4)
+            assert tile.registers % 8 == 0
+            assert tile.on_multiprocessor >= 1, "registers and shared memory"
+            assert tile.split <= max(1, K // 1024), "every program has units"
+        else:
+            assert not gpu.hopper
+            assert MMA_BUCKETS[-1] < M
+
+
+def test_work_is_split_until_every_multiprocessor_has_some() -> None:
+    tile = select_tile(16, 4096, 11008, H200)
+
+    assert isinstance(tile, WgmmaTile)
+    assert tile.split * tile.tiles(16, 4096) in range(300, 132 * tile.on_multiprocessor + 1)
+    wide = select_tile(4096, 22016, 4096, H200)
+    assert isinstance(wide, WgmmaTile)
+    assert wide.split == 1

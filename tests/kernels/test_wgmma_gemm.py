@@ -1,0 +1,202 @@
+"""The Hopper kernel compiles and waits as it must (here), and computes `mixed_linear_reference` (on a GPU)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from assertions import assert_close
+from random_layers import random_layer
+
+from squeeze10_kernels import activations, mixed_gemm, mixed_linear_reference
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
+from squeeze10_kernels.linear import QuantizedLinear
+from squeeze10_kernels.mixed_linear import launch, mixed_linear
+from squeeze10_kernels.tiles import H200, gpu_of, select_tile, warm_up_tokens
+
+BENCHMARKS = Path(__file__).parents[2] / "deploy/benchmarks"
+SIZES = [
+    pytest.param(64, 1024, 0.2, id="one_tile"),
+    pytest.param(33, 520, 0.2, id="ragged_rows_and_channels"),
+    pytest.param(1, 8, 0.2, id="one_row"),
+    pytest.param(200, 4360, 0.2, id="a_split_that_does_not_divide"),
+    pytest.param(96, 2048, 0.0, id="all_binary"),
+    pytest.param(96, 2048, 1.0, id="all_salient"),
+    pytest.param(4096, 4096, 0.2031, id="llama_o_proj"),
+]
+LLAMA = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]
+TOKENS = [9, 16, 17, 31, 32, 33, 64, 65, 128, 129, 257, 512, 600, 2048]
+gpu = pytest.mark.gpu
+
+
+def problem(
+    M: int, N: int, K: int, ratio: float, dtype: torch.dtype
+) -> tuple[QuantizedLinear, PackedLinear, torch.Tensor]:
+    layer = random_layer(N, K, int(ratio * K), "cuda")
+    return layer, to_kernel_layout(layer), torch.randn(M, K, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "M"), [("bf16", 4096), ("fp16", 64)])
+def test_kernel_compiles_and_waits_before_it_writes_registers_again(dtype: str, M: int) -> None:
+    """For Hopper, without one. Triton's own pipelining forgot such waits, which showed once in 400 launches."""
+    script = [sys.executable, str(BENCHMARKS / "compile_kernels.py"), "--tokens", str(M), "--dtype", dtype]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parents[1] / "kernels"), "TRITON_INTERPRET": "0"}
+
+    run = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == len({select_tile(M, N, K, H200) for N, K in LLAMA})
+    assert all("HGMMA 0.125" in line and " 0 spill" in line for line in lines), run.stdout
+
+
+def test_a_register_written_in_flight_is_found() -> None:
+    from benchmarks.compile_kernels import overwritten_in_flight  # here, since it needs Triton's tools
+
+    multiply = ".64x64x16.F32.BF16 R24, R{}, gdesc[UR16], R24, gsb0"
+    in_flight = [(0, "HGMMA", multiply.format(56)), (16, "HGMMA", multiply.format(60))]
+    wait, write = (32, "WARPGROUP", ".DEPBAR.LE gsb0, 0x1"), (48, "LOP3", ".LUT R59, R1, R2, R3, 0xea, !PT")
+
+    assert list(overwritten_in_flight([*in_flight, write]))
+    assert list(overwritten_in_flight([*in_flight, wait, write])) == [], "the first has finished"
+    assert list(overwritten_in_flight([*in_flight, wait, (48, "LOP3", ".LUT R62, R1, R2, R3, 0xea, !PT")]))
+    assert list(overwritten_in_flight([*in_flight, wait, (48, "IMAD", ".MOV.U32 R40, RZ, RZ, R1")])), "accumulator"
+
+
+@gpu
+@pytest.mark.usefixtures("nan_poison")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("N", "K", "ratio"), SIZES)
+@pytest.mark.parametrize("M", TOKENS)
+def test_every_size_matches_the_reference(M: int, N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
+    layer, packed, x = problem(M, N, K, ratio, dtype)
+    bias = torch.randn(N, device="cuda").to(dtype)
+
+    y = mixed_linear(x, packed, bias)
+
+    assert_close(y.float(), mixed_linear_reference(x, layer, bias).float(), rms=2e-3)
+
+
+@gpu
+@pytest.mark.usefixtures("nan_poison")
+@pytest.mark.parametrize("M", [16, 64, 128, 512, 1000])
+def test_outlier_and_shifted_activations_keep_the_error_small(M: int) -> None:
+    """LLaMA has single activations a thousand times the rest."""
+    layer, packed, x = problem(M, 1024, 4096, 0.2031, torch.bfloat16)
+    x[:, ::512] *= 1000
+    x += 1
+
+    assert_close(mixed_linear(x, packed).float(), mixed_linear_reference(x.float(), layer), rms=3e-3)
+
+
+@gpu
+@pytest.mark.usefixtures("nan_poison")
+@pytest.mark.parametrize("M", [16, 100, 1000])
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, torch.nan])
+def test_zeros_infinities_and_nan_of_a_token_stay_with_it(M: int, value: float) -> None:
+    layer, packed, x = problem(M, 64, 1024, 0.2, torch.bfloat16)
+    x[4] = value
+
+    y = mixed_linear(x, packed)
+
+    others = torch.arange(M, device="cuda") != 4
+    assert_close(y[others].float(), mixed_linear_reference(x[others].float(), layer), rms=3e-3)
+    assert (y[4] == 0).all() if value == 0 else not y[4].isfinite().any()
+
+
+@gpu
+@pytest.mark.usefixtures("nan_poison")
+@pytest.mark.parametrize("M", [32, 300])
+def test_rows_of_zero_scale(M: int) -> None:
+    layer, packed, x = problem(M, 128, 4096, 0.2, torch.bfloat16)
+    packed.scales[3] = 0
+    packed.scales[5, 1] = 0  # the unit of the accumulator
+
+    assert_close(mixed_linear(x, packed).float(), mixed_linear_reference(x.float(), layer), rms=3e-3)
+
+
+@gpu
+@pytest.mark.parametrize(("N", "K"), LLAMA)
+@pytest.mark.parametrize("M", [16, 32, 64, 128, 256, 512, 1024])
+def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
+    """A race shows here, not in one comparison: a tile that lost it once in 400 launches passed every other test."""
+    _, packed, x = problem(M, N, K, 0.2031, torch.bfloat16)
+    tile = select_tile(M, N, K, gpu_of(x.device))
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    first = launch(x, packed, None, tile)
+    different = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    for i in range(1000 if M < 256 else 300):
+        if i % 8 == 0:
+            flush.zero_()  # some launches read from memory, some from cache
+        different += (launch(x, packed, None, tile) != first).any()
+
+    assert int(different) == 0
+
+
+@gpu
+def test_two_streams_share_a_layer() -> None:
+    """What the programs of a split count with belongs to one launch."""
+    layer, packed, x = problem(16, 4096, 4096, 0.2031, torch.bfloat16)
+    expected = mixed_linear(x, packed)
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    outputs = []
+    for i in range(200):
+        with torch.cuda.stream(streams[i % 2]):
+            outputs.append(mixed_linear(x, packed))
+    torch.cuda.synchronize()
+
+    assert all(torch.equal(y, expected) for y in outputs)
+    assert_close(expected.float(), mixed_linear_reference(x.float(), layer), rms=3e-3)
+
+
+@gpu
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (1100, 1000)])
+def test_nothing_compiles_after_warming_up(N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler at work while serving holds up every request."""
+    from squeeze10_kernels import wgmma_gemm
+
+    _, packed, _ = problem(1, N, K, 0.2, torch.bfloat16)
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **launch: compiled.append(launch["repr"]))
+    kernels = (activations._gather_groups_kernel, activations._gather_rows_kernel, mixed_gemm._mixed_gemm_kernel)
+    for kernel in (*kernels, wgmma_gemm._wgmma_gemm_kernel):
+        kernel.device_caches.clear()  # forget what other tests compiled
+    x = torch.randn(20000, K, device="cuda").bfloat16()
+    for tokens in warm_up_tokens(N, K, gpu_of(x.device)):
+        mixed_linear(x[:tokens], packed)
+    assert compiled
+    compiled.clear()
+
+    for tokens in (
+        1,
+        2,
+        3,
+        8,
+        9,
+        15,
+        16,
+        17,
+        33,
+        64,
+        65,
+        127,
+        129,
+        255,
+        257,
+        300,
+        511,
+        512,
+        513,
+        600,
+        1024,
+        1025,
+        8192,
+    ):
+        mixed_linear(x[:tokens], packed)
+
+    assert compiled == []

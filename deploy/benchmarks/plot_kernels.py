@@ -1,8 +1,9 @@
 """Plot speed-up over bf16 cuBLAS against tokens, for the linears of a decoder layer with activations gathered.
 
-PYTHONPATH=kernels python deploy/benchmarks/plot_kernels.py results.csv plot.svg      # pip install .[bench]
+PYTHONPATH=kernels python deploy/benchmarks/plot_kernels.py results.csv [more.csv ...] plot.svg   # pip install .[bench]
 
-The CSV is one of bench_kernels.py, or of bench_rivals.py, which makes a line for each rival.
+A CSV is one of bench_kernels.py or bench_rivals.py; each is compared with the cuBLAS of its own run. A line for
+everything that was timed, from the first CSV that has it.
 """
 
 import argparse
@@ -13,6 +14,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 BASE = "cublas_bf16"
+NAMES = {
+    "mixed_linear": "Squeeze10, 1.6 bits",
+    "marlin_w4": "Marlin, 4 bits",
+    "machete_w4": "Machete, 4 bits",
+    "gemlite_w4": "GemLite, 4 bits",
+    "gemlite_w1": "GemLite, 1 bit",
+}
 FLOORS = ("read_only", "gather_only", "sweep")
 
 
@@ -40,16 +48,18 @@ def speed_ups(sums: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("plot", type=Path)
     parser.add_argument("--model", default="LLaMA2-7B", help="for the title")
     arguments = parser.parse_args()
-    lines = speed_ups(layer_times(arguments.results))
+    lines: dict[str, dict[int, float]] = {}
+    for path in arguments.results:
+        lines = speed_ups(layer_times(path)) | lines
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for what, points in lines.items():
         print(what, *(f"{tokens}: {speed_up:.2f}" for tokens, speed_up in points.items()))
-        axes.plot(list(points), list(points.values()), marker="o", label=what)
+        axes.plot(list(points), list(points.values()), marker="o", label=NAMES.get(what, what))
     if len(lines) > 1:
         axes.legend()
     axes.axhline(1, color="gray", linewidth=1)

@@ -16,11 +16,12 @@ from vllm.model_executor.layers.linear import (
 
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.format import TensorSpec
+from squeeze10_kernels.layouts import ADVICE, Layout
 from squeeze10_kernels.tiles import gpu_of, warm_up_tokens
 from squeeze10_vllm.loading import check_filled, check_values, fill_dummy
 from squeeze10_vllm.op import linear
 from squeeze10_vllm.parameters import InputsParameter, RowsParameter, Squeeze10Parameter, StreamParameter
-from squeeze10_vllm.repack import ADVICE, Layout, repack
+from squeeze10_vllm.repack import repack
 
 if TYPE_CHECKING:
     from squeeze10_vllm.config import Squeeze10Config
@@ -107,9 +108,12 @@ class Squeeze10LinearMethod(LinearMethodBase):
     def compile_kernels(self, layer: torch.nn.Module) -> None:
         """Run every kernel that the layer will run, so that none is compiled while serving."""
         device = layer.get_parameter("qweight").device
+        bias = getattr(layer, "bias", None)
         for tokens in warm_up_tokens(sum(self.rows), self.width, gpu_of(device)):
             x = torch.zeros(tokens, self.width, dtype=self.dtype, device=device)
-            self.apply(layer, x, getattr(layer, "bias", None))
+            self.apply(layer, x)  # ranks above the first of a row-parallel layer leave the bias out
+            if bias is not None:
+                self.apply(layer, x, bias)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`[..., K]` to `[..., N]`, bias added where given."""

@@ -11,8 +11,6 @@
 `scales` `[N, 3]` and `channel_scales` `[K]` are in all of them.
 """
 
-from typing import Final, Literal
-
 import torch
 from vllm.model_executor.utils import replace_parameter
 
@@ -20,37 +18,9 @@ from squeeze10_kernels.cpu_linear import repack_columns
 from squeeze10_kernels.dense_linear import channel_order, elements_weight
 from squeeze10_kernels.format import Mask, WeightFormat
 from squeeze10_kernels.kernel_layout import to_kernel_layout
+from squeeze10_kernels.layouts import Layout, choose_layout, cuda_capability
 from squeeze10_kernels.linear import unpack_linear
 from squeeze10_kernels.packing import unpack_bits
-
-Layout = Literal["columns", "columns_int4", "columns_triton", "elements", "dense"]
-
-HOPPER: Final = (9, 0)
-ADVICE: Final[dict[Layout, str]] = {
-    "columns": "their weights are decoded in every step; fused kernels serve bfloat16 and float16 on Hopper GPUs.",
-    "columns_int4": "both parts are served as 4-bit weights by torch's int4 matmul.",
-    "columns_triton": "fused kernels read them.",
-    "elements": "their weights are decoded in every step, for which no fused kernel exists yet.",
-    "dense": "mask elements is served decoded on CPUs, which saves no memory.",
-}
-
-
-def choose_layout(mask: Mask, device: torch.device, dtype: torch.dtype, capability: tuple[int, int]) -> Layout:
-    """The layout for a device, the dtype of the activations, and the device's CUDA compute capability."""
-    if mask == "elements":
-        return "dense" if device.type == "cpu" else "elements"
-    if device.type == "cpu":
-        return "columns_int4" if dtype == torch.bfloat16 else "columns"
-    # the kernels are tuned and tested on Hopper; elsewhere their tiles may not fit
-    fused = capability == HOPPER and dtype in (torch.bfloat16, torch.float16)
-    return "columns_triton" if fused else "columns"
-
-
-def cuda_capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; (0, 0) for what is no NVIDIA GPU."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return (0, 0)
-    return torch.cuda.get_device_capability(device)
 
 
 def repack(layer: torch.nn.Module, mask: Mask, dtype: torch.dtype) -> Layout:

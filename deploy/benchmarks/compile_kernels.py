@@ -23,6 +23,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from squeeze10_kernels.activations import ROW_BLOCK
 from squeeze10_kernels.mixed_gemm import _mixed_gemm_kernel
 from squeeze10_kernels.tiles import H200, Tile, WgmmaTile, select_tile
 from squeeze10_kernels.wgmma_gemm import _wgmma_gemm_kernel
@@ -57,14 +58,15 @@ def compile_mixed(tile: Tile, dtype: str, K: int) -> CompiledKernel:
     )  # fmt: skip
 
 
-def compile_wgmma(tile: WgmmaTile, dtype: str) -> CompiledKernel:
+def compile_wgmma(tile: WgmmaTile, dtype: str, K: int) -> CompiledKernel:
     names = ("x_desc", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "partial_ptr", "arrived_ptr")
     sizes = ("M", "N", "U1", "U4", "BLOCKS")
     layout = gl.NVMMASharedLayout.get_default_for([tile.tokens, 64], gl.bfloat16)
     desc = f"tensordesc<{dtype}[{tile.tokens}, 64],{layout!r}>"
     others = {"x_desc": desc, "words_ptr": "*i32", "partial_ptr": "*fp32", "arrived_ptr": "*i32"}
+    blocks = triton.next_power_of_2(-(-K // 5 // ROW_BLOCK))
     constants = {
-        "HAS_BIAS": False, "BN": tile.rows, "BLOCK_S": 2, "SPLIT": tile.split, "C": tile.chunks,
+        "HAS_BIAS": False, "BN": tile.rows, "BLOCK_S": blocks, "SPLIT": tile.split, "C": tile.chunks,
         "STAGES": tile.stages, "AHEAD": tile.ahead, "EARLY": tile.early,
     }  # fmt: skip
     return compile_kernel(
@@ -114,7 +116,9 @@ def written_registers(name: str, rest: str) -> set[int]:
     target = re.match(r"\S* (?:P\d, |PT, )?R(\d+)", rest)
     if not target or name.startswith(STORES):
         return set()
-    width = 4 if ".128" in rest.split()[0] else 2 if re.match(r"\S*\.(64|WIDE)", rest) or name == "CS2R" else 1
+    width = (
+        4 if re.match(r"\S*\.(128|M88\.4)", rest) else 2 if re.match(r"\S*\.(64|WIDE)", rest) or name == "CS2R" else 1
+    )
     return set(range(int(target[1]), int(target[1]) + width))
 
 
@@ -160,7 +164,7 @@ def main() -> int:
     total = 0
     for tile, K in tiles.items():
         wgmma = isinstance(tile, WgmmaTile)
-        kernel = compile_wgmma(tile, arguments.dtype) if wgmma else compile_mixed(tile, arguments.dtype, K)
+        kernel = compile_wgmma(tile, arguments.dtype, K) if wgmma else compile_mixed(tile, arguments.dtype, K)
         line, faults = describe(tile, kernel)
         name = ",".join(map(str, dataclasses.astuple(tile)))
         print(f"{name:40s} {line}" + f" | {faults} REGISTERS OVERWRITTEN IN FLIGHT" * bool(faults), flush=True)

@@ -146,7 +146,9 @@ def _gather_rows(
     (M, K), KP, binary = x.shape, packed.channels.shape[0], packed.binary_units * BINARY_UNIT
     blocks = triton.cdiv(binary, ROW_BLOCK) + triton.cdiv(KP - binary, ROW_BLOCK)
     out = x.new_empty(M, KP)
-    tokens = 1 if M <= 128 else 2 if M <= 512 else 8  # many tokens share what a program reads of the channels
+    # many tokens share what a program reads of the channels; 128 and 512 are edges of buckets in tiles.py, so that
+    # warming up compiles all three
+    tokens = 1 if M <= 128 else 2 if M <= 512 else 8
     _gather_rows_kernel[(triton.cdiv(M, tokens), blocks)](
         x, packed.channels, packed.channel_scales, out, sums, zero, M, K, KP, binary, zero.numel(),
         TOKENS=tokens, BLOCK=ROW_BLOCK, HALVES=halves, ASM=assembly, launch_pdl=assembly,

@@ -3,8 +3,6 @@
 A warp works alone: it loads packed weights and activations in the order in which `mma.sync` takes its operands, unpacks
 in place and multiplies, without shared memory and without a barrier, until the warps of a program sum their slices of
 the input channels once, at the end. In Triton that is a batched `tl.dot`, whose batches are spread over the warps.
-(Hopper's `wgmma` with weights from registers is faster in theory; Triton 3.6 gives it two hazards,
-triton-lang/triton#9433 and #11047, and our results were wrong in some launches: LOG.md, 2026-11-22.)
 
 The loop holds no scales, since they are per row and per channel, and no subtraction, since the epilogue takes off what
 unpacking adds to the weights: `y = s1 (acc1 - Σ offset x̃) + s4 acc4 + (z4 - s4 offset) Σ x̃`.

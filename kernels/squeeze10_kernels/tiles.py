@@ -62,7 +62,7 @@ class WgmmaTile:
         stages: Fetches in flight.
         ahead: Binary units whose words are loaded ahead.
         early: The words of the first four salient units are loaded before all others, which costs registers.
-        warps: That multiply, a multiple of 4. Four more fetch.
+        warps: That multiply, a multiple of 4. There are four more, of which one fetches.
         registers: Of a thread, at launch; those that multiply take over most of those that fetch.
         split: Programs that share the input channels of a tile; chosen by `select_tile`.
     """
@@ -92,8 +92,8 @@ class WgmmaTile:
         return -(-N // self.rows) * -(-M // self.tokens)
 
 
-# By bucket: the tile for up to so many output features. The best of sweeps on an H200 over the layers of LLaMA2-7B
-# (deploy/benchmarks/bench_kernels.py --sweep, LOG.md 2026-11-22); few output features need more warps for their rows.
+# By bucket: the tile for up to so many output features. The best of sweeps on an H200 over the layers of LLaMA2-7B,
+# mma on 2026-11-22, wgmma on 2026-11-23 (LOG.md); few output features need more warps for their rows.
 _MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
@@ -137,7 +137,7 @@ def select_tile(M: int, N: int, K: int, gpu: Gpu) -> Tile | WgmmaTile | None:
 
 
 def _split(tile: WgmmaTile, M: int, N: int, K: int, gpu: Gpu) -> WgmmaTile:
-    """As many programs as run side by side, unless one would have fewer than four units of 256 channels."""
+    """As many programs as run side by side, at most 8 for a tile, each with at least 1024 channels."""
     room = gpu.multiprocessors * tile.on_multiprocessor // tile.tiles(M, N)
     return replace(tile, split=max(1, min(room, K // 1024, 8)))
 
@@ -148,9 +148,9 @@ def warm_up_tokens(N: int, K: int, gpu: Gpu) -> list[int]:
     Within a bucket only the split may change, and only while there are fewer tiles than programs side by side.
     """
     if not gpu.hopper:
-        return [*MMA_BUCKETS, MMA_BUCKETS[-1] + 1]
+        return [*MMA_BUCKETS, MMA_BUCKETS[-1] + 1, 513]  # the gather has a variant for more than 512
     tokens, seen = [], set()
-    for M in (*HOPPER_BUCKETS[:-1], *range(8, 128 * gpu.multiprocessors, 8)):
+    for M in (*HOPPER_BUCKETS[:-1], *range(8, 128 * gpu.multiprocessors + 16, 8)):
         tile = select_tile(int(M), N, K, gpu)
         if tile not in seen:
             seen.add(tile)

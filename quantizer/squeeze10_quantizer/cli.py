@@ -1,6 +1,7 @@
 """The command `squeeze10`.
 
-Exit codes: 0 done, 2 wrong usage, 65 bad data, 74 input/output error, 75 stopped and resumable.
+Exit codes: 0 done, 2 wrong usage, 65 bad data, 69 serving does not work here (`doctor`), 74 input/output error,
+75 stopped and resumable.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any, Final
 from squeeze10_kernels import BadInput
 
 BAD_DATA: Final = 65
+UNAVAILABLE: Final = 69
 IO_ERROR: Final = 74
 STOPPED: Final = 75
 
@@ -27,14 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.words = words
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except BadInput as error:
         return fail(str(error), BAD_DATA)
     except OSError as error:
         return fail(f"Reading or writing failed: {error}.", IO_ERROR)
     except KeyboardInterrupt:
         return fail("Stopped. The same command takes up a quantization where it stopped.", STOPPED)
-    return 0
 
 
 def fail(message: str, code: int) -> int:
@@ -64,15 +65,16 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_command(commands, "dequantize", dequantize, "write a checkpoint as a plain bf16 model directory")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
     command.add_argument("out", type=Path, metavar="OUT")
+    add_device(add_command(commands, "doctor", doctor, "say whether serving works here, and what to do if not"))
     command = add_command(commands, "demo-model", demo_model, "write SmolLM2-135M-Instruct as a model directory")
     command.add_argument("out", type=Path, metavar="DIR")
     return parser
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_text: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], help_text: str
 ) -> argparse.ArgumentParser:
-    """Add a command that calls `run`."""
+    """Add a command that calls `run`, whose number, if any, is the exit code."""
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=help_text, description=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -241,6 +243,19 @@ def dequantize(options: argparse.Namespace) -> None:
 
     dequantize_checkpoint(options.checkpoint, options.out)
     print(f"{options.out}: plain bf16 model")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what was found, a line each; 69 if serving does not work here."""
+    from squeeze10_quantizer.doctor import examine
+
+    well = True
+    for finding in examine(device_of(options.device)):
+        well = well and finding.well
+        print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.found}", flush=True)
+        if finding.advice:
+            print(f"     {finding.advice}", flush=True)
+    return 0 if well else UNAVAILABLE
 
 
 def demo_model(options: argparse.Namespace) -> None:

@@ -145,6 +145,9 @@ def test_two_streams_share_a_layer() -> None:
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
     outputs = []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(100_000_000)  # until all launches wait, so that the streams run beside each other
     for i in range(200):
         with torch.cuda.stream(streams[i % 2]):
             outputs.append(mixed_linear(x, packed))

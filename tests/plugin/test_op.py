@@ -8,8 +8,9 @@ import torch
 from assertions import assert_close
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
+from squeeze10_kernels.layouts import HOPPER, Layout, choose_layout
 from squeeze10_vllm.op import linear
-from squeeze10_vllm.repack import HOPPER, Layout, choose_layout, repack
+from squeeze10_vllm.repack import repack
 
 ROUNDING = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 5e-3}
 """RMS error allowed: bf16 rounds the two parts, the sum and the reference."""
@@ -149,11 +150,12 @@ def test_fused_kernels_match_reference(
 
 
 @pytest.mark.gpu
-def test_fused_kernels_replay_in_a_cuda_graph(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("tokens", [5, 16, 100, 600])
+def test_fused_kernels_replay_in_a_cuda_graph(tokens: int, generator: torch.Generator) -> None:
     """One graph, replayed with other activations, in which launches overlap (programmatic dependent launch)."""
     layer = tiny.random_layer(WeightFormat(), 1100, 4096, generator)
     _, arguments = op_arguments(layer, WeightFormat(), torch.bfloat16, "cuda")
-    x = torch.zeros(5, 4096, dtype=torch.bfloat16, device="cuda")
+    x = torch.zeros(tokens, 4096, dtype=torch.bfloat16, device="cuda")
     linear(x, bias=None, **arguments)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -161,7 +163,7 @@ def test_fused_kernels_replay_in_a_cuda_graph(generator: torch.Generator) -> Non
         y = linear(x, bias=None, **arguments)
 
     for _ in range(3):
-        new = torch.randn(5, 4096, generator=generator).bfloat16()
+        new = torch.randn(tokens, 4096, generator=generator).bfloat16()
         x.copy_(new)
         graph.replay()
         assert_close(y.cpu(), mixed_linear_reference(new, layer), ROUNDING[torch.bfloat16])

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check test-gpu bench soak demo clean
+.PHONY: help install test test-servers test-units check test-gpu bench soak demo clean
 
 help:
 	@echo "make install   create $(VENV) with vLLM for this machine's GPU, or for its CPU"
@@ -30,14 +30,21 @@ $(STAMP): pyproject.toml deploy/cpu/install_vllm.py
 	fi
 	touch $@
 
+# beside each other: servers wait more than they compute
 test: install
-	$(CPU_TESTS)
+	$(MAKE) --jobs=2 --output-sync=line test-servers test-units
+
+test-servers: install
+	$(CPU_TESTS) tests/e2e
+
+test-units: install
+	$(CPU_TESTS) --ignore=tests/e2e
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(CPU_TESTS)
+	$(MAKE) test
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml deploy/cpu/install_vllm.py
 
 # beside each other: servers wait more than they compute
 test: install
-	$(MAKE) --jobs=2 --output-sync=line test-servers test-units
+	$(MAKE) --jobs=2 test-servers test-units
 
 test-servers: install
 	$(CPU_TESTS) tests/e2e

@@ -3,6 +3,10 @@
 import torch
 
 from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
+
+LLAMA2_7B = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]
+"""Output and input features of a decoder layer's linears as vLLM fuses them."""
 
 
 def random_layer(N: int, K: int, salient_channels: int, device: str = "cpu") -> QuantizedLinear:
@@ -16,3 +20,12 @@ def random_layer(N: int, K: int, salient_channels: int, device: str = "cpu") -> 
     channel_scales = (torch.randn(K) * 0.3).exp().clamp(max=4)
     parts = (codes.to(torch.uint8), salient, scales.half(), channel_scales.half())
     return QuantizedLinear(*(part.to(device) for part in parts))
+
+
+def random_problem(
+    M: int, N: int, K: int, ratio: float, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[QuantizedLinear, PackedLinear, torch.Tensor]:
+    """A layer, the same as the kernels read it, and activations `[M, K]`."""
+    layer = random_layer(N, K, int(ratio * K), device)
+    x = torch.randn(M, K).to(dtype).to(device)
+    return layer, to_kernel_layout(layer), x

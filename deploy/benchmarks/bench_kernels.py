@@ -33,6 +33,7 @@ from squeeze10_kernels.tiles import Tile, WgmmaTile, gpu_of, select_tile
 AnyTile = Tile | WgmmaTile | None
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MAX_ERROR = 5e-3
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 MMA_SHAPES = (
     (16, 1, 4),
     (16, 1, 8),
@@ -94,8 +95,9 @@ def compile_all(tiles: list[AnyTile], shape: Shape, workers: int) -> None:
 
 
 class Bench:
-    def __init__(self, out: Path, commit: str) -> None:
+    def __init__(self, out: Path, commit: str, dtype: torch.dtype) -> None:
         self.results = Results(out, commit)
+        self.dtype = dtype
 
     def record(
         self, problem: Problem, tokens: int, what: str, times: tuple[float, float, float], *,
@@ -108,15 +110,15 @@ class Bench:
     @functools.cache  # noqa: B019 - one bench lives as long as the process
     def activations(self, problem: Problem, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and the fp32 output that the format prescribes."""
-        x = torch.randn(tokens, problem.packed.in_features, device="cuda", dtype=torch.bfloat16)
+        x = torch.randn(tokens, problem.packed.in_features, device="cuda", dtype=self.dtype)
         return x, scale_activations(x, problem.channel_scales).float() @ problem.weights.T
 
     def time_cublas(self, problem: Problem, tokens: int) -> float:
         x, _ = self.activations(problem, tokens)
-        weights = problem.weights.bfloat16()
+        weights = problem.weights.to(self.dtype)
         copies = [weights.clone() for _ in range(cold_copies(weights.nbytes))]
         times = time_launches([partial(torch.nn.functional.linear, x, w) for w in copies], 20)
-        self.record(problem, tokens, "cublas_bf16", times, moved=weights.nbytes)
+        self.record(problem, tokens, f"cublas_{DTYPES[self.dtype]}", times, moved=weights.nbytes)
         return times[0]
 
     def time_tile(self, problem: Problem, tokens: int, tile: AnyTile, what: str, replays: int) -> float:
@@ -138,7 +140,7 @@ def _read_kernel(words_ptr, out_ptr, BLOCK: tl.constexpr):
 
 
 def floors(bench: Bench, problems: dict[str, Problem]) -> None:
-    """What the fastest conceivable kernel costs here: a launch that does nothing, one that only reads the words."""
+    """What the fastest conceivable kernel costs here: a launch that reads next to nothing, one that reads the words."""
     out = torch.zeros(1 << 20, dtype=torch.int32, device="cuda")
     tiny = torch.zeros(2048 * 132, dtype=torch.int32, device="cuda")
     line = [f"launch {time_launches([lambda: _read_kernel[(132,)](tiny, out, BLOCK=1024)] * 50, 20)[0]:.2f}"]
@@ -197,13 +199,15 @@ def main() -> None:
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--model", choices=MODELS, default="llama2-7b")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--dtype", choices=DTYPES.values(), default="bf16", help="of the activations")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--sweep-seconds", type=float, default=200, help="after compiling; the report follows anyway")
     parser.add_argument("--workers", type=int, default=14)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
-    bench = Bench(arguments.out, arguments.commit)
+    dtype = next(dtype for dtype, name in DTYPES.items() if name == arguments.dtype)
+    bench = Bench(arguments.out, arguments.commit, dtype)
     shapes = MODELS[arguments.model]
     problems = {name: make_problem(name, shape) for name, shape in shapes.items()}
     gc.freeze()  # every capture collects garbage

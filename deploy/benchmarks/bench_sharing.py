@@ -18,7 +18,8 @@ from squeeze10_quantizer.calibration import load_calibration
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import relative_error
 from squeeze10_quantizer.hessian import inverse
-from squeeze10_quantizer.pipeline import Job, advance, spilled_embeddings
+from squeeze10_quantizer.hidden_states import advance, spilled_embeddings
+from squeeze10_quantizer.pipeline import Job
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.salience import choose_channels, hessian_salience
@@ -38,13 +39,13 @@ Weights = dict[str, torch.Tensor]
 def inputs_of_layers(job: Job, step: int) -> Iterator[tuple[Weights, torch.Tensor]]:
     """Weights by name and Hessian of every input of every `step`-th layer."""
     with tempfile.TemporaryDirectory() as folder:
-        hidden = spilled_embeddings(job, Path(folder, "hidden.bin"))
+        hidden = spilled_embeddings(job.decoder, job.tokens, Path(folder, "hidden.bin"))
         for index in range(job.decoder.shape.num_layers):
             layer = job.decoder.layer(index)
             if index % step:
-                advance(job, layer, hidden)
+                advance(job.decoder, layer, hidden)
             else:
-                statistics = collect_inputs(layer, lambda: advance(job, layer, hidden), 0, job.decoder.device)  # noqa: B023
+                statistics = collect_inputs(layer, lambda: advance(job.decoder, layer, hidden), 0, job.decoder.device)  # noqa: B023
                 for group, inputs in statistics.items():
                     weights = {name: layer.get_parameter(f"{name}.weight").detach() for name in group}
                     yield weights, inputs.hessian.value()

@@ -16,7 +16,7 @@ from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.tiles import Tile
 from squeeze10_kernels.unpacking import binary_weights, load_words, salient_offset, salient_weights
 
-_TINY: tl.constexpr = tl.constexpr(2.0**-60)
+TINY: tl.constexpr = tl.constexpr(2.0**-60)
 """Stands for an s4 of zero, by which the accumulator is divided and multiplied."""
 
 
@@ -78,7 +78,7 @@ def _mixed_gemm_kernel(
     s1 = tl.load(scales_ptr + n * 3, mask=n_in, other=0.0).to(tl.float32)
     s4 = tl.load(scales_ptr + n * 3 + 1, mask=n_in, other=0.0).to(tl.float32)
     z4 = tl.load(scales_ptr + n * 3 + 2, mask=n_in, other=0.0).to(tl.float32)
-    unit_scale = tl.where(s4 == 0, _TINY, s4)
+    unit_scale = tl.where(s4 == 0, TINY, s4)
     acc = tl.zeros((B, ROWS, BM), dtype=tl.float32)
     acc4 = tl.zeros((B, ROWS, BM), dtype=tl.float32)
     held, held4 = (), ()

@@ -19,15 +19,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from squeeze10_kernels.kernel_layout import PackedLinear
+from squeeze10_kernels.mixed_gemm import TINY
 from squeeze10_kernels.tiles import WgmmaTile
 from squeeze10_kernels.wgmma_operands import four_words, levels, load_unit, signs
 
 # Triton 3.6 and 3.9 name them differently
 fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-
-TINY: gl.constexpr = gl.constexpr(2.0**-60)
-"""Stands for an s4 of zero, by which the accumulator is divided and multiplied."""
 
 
 @gluon.jit
@@ -45,7 +43,7 @@ def _step(w, acc, pipe, step, u: gl.constexpr, C: gl.constexpr, STAGES: gl.const
 
 
 @gluon.jit
-def _produce(x_desc, pipe, share, U1, C: gl.constexpr, STAGES: gl.constexpr):
+def _produce(x_desc, pipe, share, U1, U4, C: gl.constexpr, STAGES: gl.constexpr):
     """Fetch the activations of the program's steps, block by block, as the others make room."""
     x_chunks, ready, free = pipe
     b0, b1, g0, g1 = share
@@ -53,7 +51,7 @@ def _produce(x_desc, pipe, share, U1, C: gl.constexpr, STAGES: gl.constexpr):
     binary = (b1 - b0) * P
     m = gl.program_id(1) * x_desc.block_type.shape[0]
     gdc_wait()  # what was launched before has written its results: activations may be read
-    for i in range(binary + (g1 - g0) * P):
+    for i in range(binary + gl.cdiv(gl.minimum(4 * g1, U4) - 4 * g0, C)):
         slot = i % STAGES
         mbarrier.wait(free.index(slot), i // STAGES & 1 ^ 1)
         mbarrier.expect(ready.index(slot), C * x_desc.block_type.nbytes)
@@ -103,12 +101,13 @@ def _salient_units(
     acc, held, pipe, words_ptr, first, end, begin_step, steps, tile_n, N,
     C: gl.constexpr, STAGES: gl.constexpr, left: gl.constexpr,
 ):  # fmt: skip
-    """`acc + w x` over groups of four salient units; `held` are the words of the first."""
+    """`acc + w x` over groups of four salient units, the last of which may be short; `held` are the first's words."""
     T: gl.constexpr = acc.shape[0] // 16
     for step in range(begin_step, steps):
         following = first + 4 * (step - begin_step + 1)
         for u in gl.static_range(4):
-            acc = _step(levels(held[u], T, pipe[0].dtype, left), acc, pipe, step, u, C, STAGES)
+            if following - 4 + u < end:
+                acc = _step(levels(held[u], T, pipe[0].dtype, left), acc, pipe, step, u, C, STAGES)
             wanted = (step + 1 < steps) & (following + u < end)
             held = _replaced(held, u, load_unit(words_ptr, following + u, wanted, tile_n, N, T))
     return warpgroup_mma_wait(0, [acc])
@@ -232,7 +231,7 @@ def _wgmma_gemm_kernel(
     gl.warp_specialize(
         [
             (_consume, (pipe, pointers, share, sizes, HAS_BIAS, BN, BLOCK_S, SPLIT, C, STAGES, AHEAD, EARLY)),
-            (_produce, (x_desc, pipe, share, U1, C, STAGES)),
+            (_produce, (x_desc, pipe, share, U1, U4, C, STAGES)),
         ],
         [1],
         [24],

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from assertions import assert_close
-from random_layers import random_layer
+from random_layers import LLAMA2_7B, random_problem
 
 from squeeze10_kernels import mixed_linear_reference
 from squeeze10_kernels.activations import (
@@ -15,7 +15,7 @@ from squeeze10_kernels.activations import (
     gather_halves,
 )
 from squeeze10_kernels.decode_weights import decoded_gemm
-from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
+from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.mixed_gemm import mixed_gemm
 from squeeze10_kernels.tiles import MMA_BUCKETS, Gpu, Tile, select_tile
 
@@ -37,12 +37,6 @@ pytestmark = [pytest.mark.usefixtures("nan_poison")]
 interpreted = pytest.mark.skipif(CUDA, reason="runs in Triton's interpreter; there is a GPU")
 
 
-def problem(M: int, N: int, K: int, ratio: float, dtype: torch.dtype, device: str = "cpu"):  # type: ignore[no-untyped-def]
-    layer = random_layer(N, K, int(ratio * K), device)
-    x = torch.randn(M, K).to(dtype).to(device)
-    return layer, to_kernel_layout(layer), x
-
-
 def multiply(x: torch.Tensor, packed: PackedLinear, tile: Tile, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Gather and mixed kernel, with assembly where it can run."""
     gathered = gather_groups(x, packed, assembly=CUDA)
@@ -59,7 +53,7 @@ def mma_tile(M: int, N: int) -> Tile:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("M", [1, 17])
 def test_activations_in_groups(M: int, dtype: torch.dtype) -> None:
-    _, packed, x = problem(M, 16, 1800, 0.2, dtype)
+    _, packed, x = random_problem(M, 16, 1800, 0.2, dtype)
 
     out, sums = gather_groups(x, packed, assembly=False)
 
@@ -83,7 +77,7 @@ def test_activations_in_groups(M: int, dtype: torch.dtype) -> None:
 )
 def test_activations_in_halves(M: int, ratio: float, dtype: torch.dtype) -> None:
     """`wgmma` takes channels 0 to 7 of its 16 from the first registers of its lanes, 8 to 15 from the second."""
-    _, packed, x = problem(M, 16, 800, ratio, dtype)
+    _, packed, x = random_problem(M, 16, 800, ratio, dtype)
     zero = torch.ones(5, dtype=torch.int32)
 
     out, sums = gather_halves(x, packed, zero, assembly=False)
@@ -98,7 +92,7 @@ def test_activations_in_halves(M: int, ratio: float, dtype: torch.dtype) -> None
 @interpreted
 @pytest.mark.parametrize("M", [1, 130])
 def test_activations_in_kernel_order(M: int) -> None:
-    _, packed, x = problem(M, 16, 800, 0.2, torch.float16)
+    _, packed, x = random_problem(M, 16, 800, 0.2, torch.float16)
 
     assert torch.equal(gather_channels(x, packed, assembly=False), gather_activations_reference(x, packed)[0])
 
@@ -107,7 +101,7 @@ def test_activations_in_kernel_order(M: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("N", "K", "ratio"), SIZES)
 def test_kernel_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
-    layer, packed, x = problem(3, N, K, ratio, dtype)
+    layer, packed, x = random_problem(3, N, K, ratio, dtype)
 
     y = multiply(x, packed, SMALL)
 
@@ -119,7 +113,7 @@ def test_kernel_matches_reference(N: int, K: int, ratio: float, dtype: torch.dty
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("M", [1, 16, 17])
 def test_groups_and_slices(M: int, groups: int, slices: int, paired: bool) -> None:
-    layer, packed, x = problem(M, 72, 1100, 0.2, torch.float32)
+    layer, packed, x = random_problem(M, 72, 1100, 0.2, torch.float32)
 
     tile = replace(SMALL, groups=groups, slices=slices, paired=paired, rows=32)
     y = multiply(x, packed, tile)
@@ -130,7 +124,7 @@ def test_groups_and_slices(M: int, groups: int, slices: int, paired: bool) -> No
 @interpreted
 @pytest.mark.parametrize("unroll", [1, 8])
 def test_words_held_in_registers_or_loaded_in_a_loop(unroll: int) -> None:
-    layer, packed, x = problem(5, 40, 1300, 0.2, torch.float32)
+    layer, packed, x = random_problem(5, 40, 1300, 0.2, torch.float32)
     bias = torch.randn(40)
 
     tile = replace(SMALL, unroll=unroll)
@@ -143,7 +137,7 @@ def test_words_held_in_registers_or_loaded_in_a_loop(unroll: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("N", "K", "ratio"), [*SIZES, pytest.param(300, 520, 0.2, id="several_chunks")])
 def test_decoded_gemm_matches_reference(N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
-    layer, packed, x = problem(3, N, K, ratio, dtype)
+    layer, packed, x = random_problem(3, N, K, ratio, dtype)
     bias = torch.randn(N).to(dtype)
 
     y = decoded_gemm(
@@ -162,7 +156,7 @@ def test_decoded_gemm_matches_reference(N: int, K: int, ratio: float, dtype: tor
 @pytest.mark.parametrize(("N", "K", "ratio"), [*SIZES, pytest.param(4096, 4096, 0.2031, id="llama_o_proj")])
 @pytest.mark.parametrize("M", [1, 7, 16, 17, 33, 64, 100, 128])
 def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.dtype) -> None:
-    layer, packed, x = problem(M, N, K, ratio, dtype, "cuda")
+    layer, packed, x = random_problem(M, N, K, ratio, dtype, "cuda")
     tile = mma_tile(M, N)
     gathered = gather_groups(x, packed)
 
@@ -178,7 +172,7 @@ def test_assembly_on_the_gpu(M: int, N: int, K: int, ratio: float, dtype: torch.
 @pytest.mark.parametrize("M", [1, 16, 64, 128])
 def test_outlier_and_shifted_activations_keep_the_error_small(M: int, dtype: torch.dtype) -> None:
     """The offsets multiply them by up to 257 before they cancel; LLaMA has single ones a thousand times the rest."""
-    layer, packed, x = problem(M, 1024, 4096, 0.2031, dtype, "cuda")
+    layer, packed, x = random_problem(M, 1024, 4096, 0.2031, dtype, "cuda")
     x[:, ::512] *= 1000
     x += 1
     tile = mma_tile(M, 1024)
@@ -191,7 +185,7 @@ def test_outlier_and_shifted_activations_keep_the_error_small(M: int, dtype: tor
 @pytest.mark.gpu
 @pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, torch.nan])
 def test_zeros_infinities_and_nan_of_a_token_stay_with_it(value: float) -> None:
-    layer, packed, x = problem(9, 64, 1024, 0.2, torch.bfloat16, "cuda")
+    layer, packed, x = random_problem(9, 64, 1024, 0.2, torch.bfloat16, "cuda")
     x[4] = value
     tile = mma_tile(9, 64)
 
@@ -203,11 +197,11 @@ def test_zeros_infinities_and_nan_of_a_token_stay_with_it(value: float) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("N", "K"), [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
+@pytest.mark.parametrize(("N", "K"), LLAMA2_7B)
 @pytest.mark.parametrize("M", MMA_BUCKETS)
 def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
     """A race shows here, not in one comparison: a tile that lost it once in 400 launches passed every other test."""
-    _, packed, x = problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
+    _, packed, x = random_problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
     tile = mma_tile(M, N)
     gathered = gather_groups(x, packed)
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
@@ -226,7 +220,7 @@ def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("M", [129, 2048])
 def test_decoded_gemm_on_the_gpu(M: int, dtype: torch.dtype) -> None:
-    layer, packed, x = problem(M, 4100, 4096, 0.2031, dtype, "cuda")
+    layer, packed, x = random_problem(M, 4100, 4096, 0.2031, dtype, "cuda")
 
     y = decoded_gemm(gather_channels(x, packed), packed, None, scratch_bytes=16 << 20)
 

@@ -3,17 +3,16 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import triton
 from assertions import assert_close
-from random_layers import random_layer
+from random_layers import LLAMA2_7B, random_problem
 
 from squeeze10_kernels import activations, mixed_gemm, mixed_linear_reference
-from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
-from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.mixed_linear import launch, mixed_linear
 from squeeze10_kernels.tiles import H200, gpu_of, select_tile, warm_up_tokens
 
@@ -27,16 +26,9 @@ SIZES = [
     pytest.param(96, 2048, 1.0, id="all_salient"),
     pytest.param(4096, 4096, 0.2031, id="llama_o_proj"),
 ]
-LLAMA = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]
 TOKENS = [9, 16, 17, 31, 32, 33, 64, 65, 128, 129, 257, 512, 600, 2048]
 gpu = pytest.mark.gpu
-
-
-def problem(
-    M: int, N: int, K: int, ratio: float, dtype: torch.dtype
-) -> tuple[QuantizedLinear, PackedLinear, torch.Tensor]:
-    layer = random_layer(N, K, int(ratio * K), "cuda")
-    return layer, to_kernel_layout(layer), torch.randn(M, K, device="cuda").to(dtype)
+problem = partial(random_problem, device="cuda")
 
 
 @pytest.mark.parametrize(("dtype", "M"), [("bf16", 4096), ("fp16", 64)])
@@ -49,7 +41,7 @@ def test_kernel_compiles_and_waits_before_it_writes_registers_again(dtype: str, 
 
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == len({select_tile(M, N, K, H200) for N, K in LLAMA})
+    assert len(lines) == len({select_tile(M, N, K, H200) for N, K in LLAMA2_7B})
     assert all("HGMMA 0.125" in line and " 0 spill" in line for line in lines), run.stdout
 
 
@@ -119,7 +111,7 @@ def test_rows_of_zero_scale(M: int) -> None:
 
 
 @gpu
-@pytest.mark.parametrize(("N", "K"), LLAMA)
+@pytest.mark.parametrize(("N", "K"), LLAMA2_7B)
 @pytest.mark.parametrize("M", [16, 32, 64, 128, 256, 512, 1024])
 def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int) -> None:
     """A race shows here, not in one comparison: a tile that lost it once in 400 launches passed every other test."""
@@ -175,31 +167,7 @@ def test_nothing_compiles_after_warming_up(N: int, K: int, monkeypatch: pytest.M
     assert compiled
     compiled.clear()
 
-    for tokens in (
-        1,
-        2,
-        3,
-        8,
-        9,
-        15,
-        16,
-        17,
-        33,
-        64,
-        65,
-        127,
-        129,
-        255,
-        257,
-        300,
-        511,
-        512,
-        513,
-        600,
-        1024,
-        1025,
-        8192,
-    ):
+    for tokens in (1, 2, 3, 8, *TOKENS, 15, 127, 255, 300, 511, 513, 1024, 1025, 8192):
         mixed_linear(x[:tokens], packed)
 
     assert compiled == []

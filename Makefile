@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
 
+SANITIZED := tests/kernels -k "dtype0 and (1- or 8- or 33- or 129-) and (one_row or ragged or a_split)"
+
 .DEFAULT_GOAL := help
-.PHONY: help install test test-servers test-units check test-gpu bench soak demo clean
+.PHONY: help install test test-servers test-units check test-gpu sanitize bench soak demo clean
 
 help:
 	@echo "make install   create $(VENV) with vLLM for this machine's GPU, or for its CPU"
 	@echo "make test      tests that need no GPU"
 	@echo "make check     formatting, lint, types and those tests: what a change must pass"
 	@echo "make test-gpu  tests on the GPU"
+	@echo "make sanitize  the kernels under compute-sanitizer's memcheck and racecheck"
 	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
 	@echo "make soak      kill the quantizer 200 times and compare its output; half an hour"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
@@ -48,6 +51,13 @@ check: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# small sizes, every allocation of its own; racecheck takes Triton's own warp_specialize for a race (LOG.md, 2026-11-23)
+SANITIZE := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
+
+sanitize: install
+	$(SANITIZE) --tool memcheck $(BIN)/python -m pytest -m gpu $(SANITIZED)
+	$(SANITIZE) --tool racecheck --kernel-name-exclude kernel_substring=_wgmma_gemm $(BIN)/python -m pytest -m gpu $(SANITIZED)
 
 bench: install
 	$(BIN)/python deploy/benchmarks/bench_quantize.py

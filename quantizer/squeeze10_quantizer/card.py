@@ -23,8 +23,7 @@ tags:
 |---|--:|
 | bits per weight, linear layers, every stored byte counted | {bits:.3f} |
 | bits per weight, whole model | {model_bits:.3f} |
-| mean relative output error of a linear layer at quantization | {error:.4f} |
-
+{error}
 Serve it:
 
     pip install squeeze10-vllm
@@ -34,28 +33,45 @@ Made with:
 
     {command}
 
-Calibration: {calibration}, {samples} samples of {context} tokens.
+Calibration: {calibration}, {samples} samples of {context} tokens.{tuning}
 Versions: {versions}; {machine}.
 
 `squeeze10 verify DIRECTORY` checks every file; `squeeze10_report.json` has the error of every layer.
 """
+ERROR = "| mean relative output error of a linear layer at quantization | {:.4f} |\n"
+
+
+def tuning(report: dict[str, Any]) -> str:
+    """What was trained, on what; empty if nothing was."""
+    recipe = report["recipe"]
+    if recipe["tune"] == "none":
+        return ""
+    blocks = f"\nTuned: every decoder layer for {recipe['tune_steps']} steps"
+    if recipe["tune"] == "blocks":
+        return f"{blocks}."
+    divergence = report["divergence"]
+    return (
+        f"{blocks}, then the model for {recipe['distill_tokens']} tokens of {report['distillation']}: "
+        f"divergence from the original {divergence['before']:.3f}, then {divergence['after']:.3f} nats a token."
+    )
 
 
 def model_card(folder: Path, report: dict[str, Any]) -> str:
     """Markdown of the card, from the files already in `folder`."""
     summary = inspect_checkpoint(folder)
-    errors = list(report["layers"].values())
+    errors = [error for error in report["layers"].values() if error is not None]
     return TEMPLATE.format(
         model=report["model"],
         bits=summary["bits_per_weight"],
         model_bits=summary["model_bits_per_weight"],
         salient=summary["salient_ratio"],
         mask=summary["mask"],
-        error=sum(errors) / len(errors),
+        error=ERROR.format(sum(errors) / len(errors)) if errors else "",
         command=report["command"],
         calibration=report["calibration"],
         samples=report["recipe"]["samples"],
         context=report["recipe"]["context"],
+        tuning=tuning(report),
         versions=json.dumps(report["versions"]).strip("{}").replace('"', ""),
         machine=report["machine"],
     )

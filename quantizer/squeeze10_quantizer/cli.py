@@ -1,7 +1,7 @@
 """The command `squeeze10`.
 
-Exit codes: 0 done, 2 wrong usage, 65 bad data, 69 serving does not work here (`doctor`), 74 input/output error,
-75 stopped and resumable.
+Exit codes: 0 done, 2 wrong usage, 65 bad data, 69 serving does not work here (`doctor`) or the GPU is too small,
+74 input/output error, 75 stopped and resumable.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 from squeeze10_kernels import BadInput
+from squeeze10_quantizer.arguments import add_device, add_eval, add_generate, add_inspect, add_quantize
 
 BAD_DATA: Final = 65
 UNAVAILABLE: Final = 69
@@ -32,10 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options) or 0
     except BadInput as error:
         return fail(str(error), BAD_DATA)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported before it is needed
+            raise
+        return fail("The GPU's memory is not enough; try a lower --batch, --samples or --context.", UNAVAILABLE)
     except OSError as error:
         return fail(f"Reading or writing failed: {error}.", IO_ERROR)
     except KeyboardInterrupt:
-        return fail("Stopped. The same command takes up a quantization where it stopped.", STOPPED)
+        again = "; the same command goes on from there" if options.run is quantize else ""
+        return fail(f"Stopped{again}.", STOPPED)
 
 
 def fail(message: str, code: int) -> int:
@@ -57,14 +63,19 @@ def build_parser() -> argparse.ArgumentParser:
         "Serve it with: vllm serve CKPT --quantization squeeze10",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_quantize(commands)
-    add_inspect(commands)
-    add_eval(commands)
+    add_quantize(
+        add_command(
+            commands, "quantize", quantize, "quantize a model directory; repeat the command to go on after a stop"
+        )
+    )
+    add_inspect(add_command(commands, "inspect", inspect, "say a checkpoint's real bits and the error of every layer"))
+    add_eval(add_command(commands, "eval", evaluate, "perplexity of a text under a checkpoint or a plain model"))
     command = add_command(commands, "verify", verify, "check every file, tensor and sum of a checkpoint")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
     command = add_command(commands, "dequantize", dequantize, "write a checkpoint as a plain bf16 model directory")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
     command.add_argument("out", type=Path, metavar="OUT")
+    add_generate(add_command(commands, "generate", generate, "let a model write text to distill it on"))
     add_device(add_command(commands, "doctor", doctor, "say whether serving works here, and what to do if not"))
     command = add_command(commands, "demo-model", demo_model, "write SmolLM2-135M-Instruct as a model directory")
     command.add_argument("out", type=Path, metavar="DIR")
@@ -82,85 +93,6 @@ def add_command(
     return command
 
 
-def add_quantize(commands: Any) -> None:
-    """`squeeze10 quantize`; defaults stand in `Recipe`."""
-    command = add_command(
-        commands, "quantize", quantize, "quantize a model directory; repeat the command to go on after a stop"
-    )
-    command.add_argument("model", type=Path, metavar="MODEL", help="LLaMA-family Hugging Face directory (safetensors)")
-    command.add_argument("out", type=Path, metavar="OUT", help="checkpoint directory to write; must not exist")
-    command.add_argument(
-        "--mask",
-        choices=("columns", "elements"),
-        default="columns",
-        help="4-bit weights: whole input channels (1.6 bits), or any element (the paper; 2.6 bits)",
-    )
-    command.add_argument("--salient-ratio", type=float, default=0.2, help="share of 4-bit weights, 0 to 1")
-    command.add_argument(
-        "--calibration",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="text, .jsonl (text or messages) or .safetensors (input_ids); default: a bundled text",
-    )
-    command.add_argument("--samples", type=int, default=128, help="calibration sequences")
-    command.add_argument("--context", type=int, default=2048, help="tokens of each")
-    command.add_argument("--seed", type=int, default=0, help="chooses the calibration windows")
-    switch = argparse.BooleanOptionalAction
-    command.add_argument(
-        "--fias",
-        action=switch,
-        default=True,
-        help="calibrate on the original model's activations (paper 4.3)",
-    )
-    command.add_argument(
-        "--pbar", action=switch, default=True, help="count activation ranges in the salience (paper Eq. 8)"
-    )
-    command.add_argument(
-        "--staged",
-        action=switch,
-        default=False,
-        help="round to 4 bits first (paper 4.1); costs accuracy, see LOG.md",
-    )
-    command.add_argument("--compensate", action=switch, default=True, help="compensate rounding errors (GPTQ)")
-    command.add_argument("--pbar-weight", type=float, default=3e-4, help="λ of Eq. 8")
-    command.add_argument("--pbar-tokens", type=int, default=4096, help="tokens over which output ranges are taken")
-    command.add_argument("--damp-ratio", type=float, default=0.01, help="damping, share of the mean diagonal")
-    command.add_argument(
-        "--chunks",
-        type=int,
-        choices=(1, 2, 4, 8),
-        default=None,
-        help="largest tensor-parallel size; default: the largest that the shapes allow",
-    )
-    add_device(command)
-
-
-def add_inspect(commands: Any) -> None:
-    """`squeeze10 inspect`."""
-    command = add_command(commands, "inspect", inspect, "say a checkpoint's real bits and the error of every layer")
-    command.add_argument("checkpoint", type=Path, metavar="CKPT")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def add_eval(commands: Any) -> None:
-    """`squeeze10 eval`."""
-    command = add_command(commands, "eval", evaluate, "perplexity of a text under a checkpoint or a plain model")
-    command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
-    command.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
-    command.add_argument("--context", type=int, default=2048, help="tokens of a window; windows do not overlap")
-    command.add_argument("--max-tokens", type=int, default=None, help="read only the first tokens of the text")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    add_device(command)
-
-
-def add_device(command: argparse.ArgumentParser) -> None:
-    """`--device`."""
-    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto takes a GPU if there is one")
-
-
 def device_of(name: str) -> Any:
     """The torch device of a `--device` value."""
     import torch
@@ -175,13 +107,14 @@ def device_of(name: str) -> Any:
 
 def quantize(options: argparse.Namespace) -> None:
     """Quantize, then say what came out."""
-    from squeeze10_quantizer.quantize import model_name, quantize
+    from squeeze10_quantizer.quantize import Text, model_name, quantize
     from squeeze10_quantizer.recipe import Recipe
 
     fields = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
     names = {options.model: model_name(options.model), options.out: "OUT"}
     command = shlex.join(["squeeze10", *(names.get(Path(word), word) for word in options.words)])
-    quantize(options.model, options.out, Recipe(**fields), options.calibration, device_of(options.device), command)
+    text = Text(options.calibration, options.distill_text)
+    quantize(options.model, options.out, Recipe(**fields), text, device_of(options.device), command)
     print_summary(options.out)
 
 
@@ -227,6 +160,24 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     line = json.dumps(result) if options.json else f"perplexity {result['perplexity']:.4f}, {result['tokens']} tokens"
     print(line)
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Write text."""
+    from squeeze10_quantizer.generation import generate_text
+
+    written = generate_text(
+        options.model,
+        options.out,
+        options.text,
+        tokens=options.tokens,
+        context=options.context,
+        batch=options.batch,
+        chats=options.chats,
+        seed=options.seed,
+        device=device_of(options.device),
+    )
+    print(f"{options.out}: {written} tokens")
 
 
 def verify(options: argparse.Namespace) -> None:

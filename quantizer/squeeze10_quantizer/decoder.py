@@ -53,7 +53,7 @@ class Decoder:
                 parameter.copy_(self.source.tensor(prefix + name))
             if not parameter.isfinite().all():
                 raise BadInput(f"{self.source.path}: {prefix}{name} holds NaN or infinity; fetch the model again.")
-        return layer.eval()
+        return layer.eval().requires_grad_(False)
 
     def drop(self, index: int) -> None:
         """Free the weights of layer `index`."""
@@ -62,10 +62,14 @@ class Decoder:
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Causal forward of one layer: `[batch, context, hidden]` to the same."""
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        hidden = hidden.to(self.device)
-        out = layer(hidden, position_embeddings=self.rotary(hidden, positions), position_ids=positions)
+        out = layer(hidden.to(self.device), position_embeddings=self.rotary_of(hidden.shape[1]))
         return out if isinstance(out, torch.Tensor) else out[0]
+
+    def rotary_of(self, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the first positions, `[1, context, head_dim]` fp32."""
+        positions = torch.arange(context, device=self.device)[None]
+        cosines, sines = self.rotary(torch.empty(0, device=self.device), positions)
+        return cosines, sines
 
 
 def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:

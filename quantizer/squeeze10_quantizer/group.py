@@ -30,10 +30,10 @@ class InputGroup:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantized linear and its relative output error `|ΔW X|² / |W X|²` on the calibration tokens."""
+    """A quantized linear and its relative output error `|ΔW X|² / |W X|²` on the calibration tokens, if measured."""
 
     layer: QuantizedLinear
-    error: float
+    error: float | None
 
 
 def quantize_group(group: InputGroup, recipe: Recipe, weight_format: WeightFormat) -> dict[str, Quantized]:

@@ -8,8 +8,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +19,11 @@ from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_line
 from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.llama import LlamaShape, layer_prefix
 from squeeze10_quantizer.directory import lock, replaced, write_json, write_safetensors
-from squeeze10_quantizer.group import Quantized
+from squeeze10_quantizer.distillation import Distillation
+from squeeze10_quantizer.layer_result import LayerResult
 
+Stage = Literal["layer", "distilled"]
+"""Of a decoder layer's file: quantized and perhaps tuned by itself, or with the whole model."""
 SPILL_PREFIX: Final = "activations-"
 """Of the directories, inside that of the state, which hold the calibration activations of a running process."""
 
@@ -44,12 +48,14 @@ class PartialOutput:
 
     Attributes:
         path: The directory.
+        distillation: The file that keeps an unfinished distillation.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape) -> None:
         self.path = path
         self.weight_format = weight_format
         self.shape = shape
+        self.distillation = path / "distillation.safetensors"
         state = self.path / "state.json"
         if state.is_file():
             refuse_difference(self.path, read_json(state), json.loads(json.dumps(identity)))
@@ -65,9 +71,9 @@ class PartialOutput:
         """Where the output is written before it is published."""
         return self.path / "output"
 
-    def layer_file(self, index: int) -> Path:
+    def layer_file(self, index: int, stage: Stage = "layer") -> Path:
         """Where decoder layer `index` is kept."""
-        return self.path / f"layer-{index:05d}.safetensors"
+        return self.path / f"{stage}-{index:05d}.safetensors"
 
     def finished(self, index: int) -> bool:
         """Whether decoder layer `index` is done; a damaged file counts as not done."""
@@ -77,35 +83,73 @@ class PartialOutput:
             return False
         return True
 
-    def save(self, index: int, results: dict[str, Quantized]) -> None:
+    def save(self, index: int, result: LayerResult, stage: Stage = "layer") -> None:
         """Keep one decoder layer."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, result in results.items():
-            packed = pack_linear(result.layer, self.weight_format)
+        tensors = {f"{name}.latent": latent for name, latent in result.latents.items()}
+        for name, linear in result.linears.items():
+            packed = pack_linear(linear.layer, self.weight_format)
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in packed.items()}
-        errors = {name: result.error for name, result in results.items()}
-        with replaced(self.layer_file(index)) as file:
-            write_safetensors(file, tensors, {"errors": json.dumps(errors)})
+        errors = {name: linear.error for name, linear in result.linears.items()}
+        loss = asdict(result.loss) if result.loss else None
+        with replaced(self.layer_file(index, stage)) as file:
+            write_safetensors(file, tensors, {"errors": json.dumps(errors), "loss": json.dumps(loss)})
 
-    def errors(self, index: int) -> dict[str, float]:
-        """Name to relative output error of the linears of a finished layer."""
-        with safe_open(self.layer_file(index), framework="pt") as file:
-            errors: dict[str, float] = json.loads(file.metadata()["errors"])
+    def errors(self, index: int, stage: Stage = "layer") -> dict[str, float | None]:
+        """Name to relative output error of the linears of a finished layer; None where it was not measured."""
+        errors: dict[str, float | None] = self.note(index, "errors", stage)
         return errors
 
-    def tensor(self, index: int, name: str) -> torch.Tensor:
+    def loss(self, index: int) -> dict[str, float] | None:
+        """The loss of a finished layer before and after tuning; None if it was not tuned."""
+        loss: dict[str, float] | None = self.note(index, "loss", "layer")
+        return loss
+
+    def note(self, index: int, key: str, stage: Stage) -> Any:
+        """What was written beside the tensors of a finished layer."""
+        with safe_open(self.layer_file(index, stage), framework="pt") as file:
+            return json.loads(file.metadata()[key])
+
+    def tensor(self, index: int, name: str, stage: Stage = "layer") -> torch.Tensor:
         """One packed tensor of a finished layer."""
-        with safe_open(self.layer_file(index), framework="pt") as file:
+        with safe_open(self.layer_file(index, stage), framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
-    def linear(self, index: int, name: str) -> QuantizedLinear:
+    def linear(self, index: int, name: str, stage: Stage = "layer") -> QuantizedLinear:
         """One linear of a finished layer, by its name inside the layer."""
         N, K = self.shape.linears()[name]
         full = f"{layer_prefix(index)}.{name}"
         suffixes = self.weight_format.tensor_specs(N, K)
-        tensors = {suffix: self.tensor(index, f"{full}.{suffix}") for suffix in suffixes}
+        tensors = {suffix: self.tensor(index, f"{full}.{suffix}", stage) for suffix in suffixes}
         return unpack_linear(tensors, self.weight_format, N, K)
+
+    def latent(self, index: int, name: str) -> torch.Tensor:
+        """The latents of one linear of a finished layer, by its name inside the layer."""
+        return self.tensor(index, f"{layer_prefix(index)}.{name}.latent")
+
+    @property
+    def last(self) -> Stage:
+        """The stage that the output is made of."""
+        return "distilled" if self.layer_file(0, "distilled").exists() else "layer"
+
+    def save_distillation(self, run: Distillation, before: float) -> None:
+        """Keep an unfinished distillation, and the divergence that it began with."""
+        with replaced(self.distillation) as file:
+            write_safetensors(file, run.state(), {"before": json.dumps(before)})
+
+    def take_up(self, run: Distillation) -> float | None:
+        """Set a distillation to the kept state; the divergence that it began with, or None if there is no state."""
+        if not self.distillation.is_file():
+            return None
+        with safe_open(self.distillation, framework="pt") as file:
+            run.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (safe_open is no mapping)
+            before: float = json.loads(file.metadata()["before"])
+        return before
+
+    def forget(self, stage: Stage) -> None:
+        """Delete all layers of a stage."""
+        for file in self.path.glob(f"{stage}-*"):
+            file.unlink()
 
     def remove(self) -> None:
         """Delete the directory, once the output is published."""

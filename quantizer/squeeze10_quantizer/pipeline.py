@@ -1,7 +1,8 @@
 """The loop over decoder layers: the only file that knows the order of the stages.
 
 With FIAS every layer sees the original model's activations, so layers are independent; without it a layer sees
-those of the quantized layers before it.
+those of the quantized layers before it. Tuning needs both: a layer is to give the original outputs for the inputs
+that it will have.
 """
 
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ from torch import nn
 from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.activations import InputStatistics, collect_inputs
+from squeeze10_quantizer.block_tuning import BlockLoss, tune_layer
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.group import InputGroup, Quantized, quantize_group
+from squeeze10_quantizer.group import InputGroup, Quantized, quantize_group, relative_error
+from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
+from squeeze10_quantizer.layer_result import LayerResult
 from squeeze10_quantizer.recipe import Recipe
-
-BATCH_TOKENS = 4096
-"""Tokens that run through a layer at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,19 @@ class Job:
     recipe: Recipe
     weight_format: WeightFormat
     tokens: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Hidden states before a layer, `[samples, context, hidden]` fp32.
+
+    Attributes:
+        original: Of the original model; None if nothing needs them.
+        quantized: Of the model as quantized so far; None if nothing needs them.
+    """
+
+    original: torch.Tensor | None
+    quantized: torch.Tensor | None
 
 
 def choose_format(decoder: Decoder, recipe: Recipe) -> WeightFormat:
@@ -52,49 +66,116 @@ class Finished(Protocol):
         """One linear of a finished layer."""
 
 
-def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[int, dict[str, Quantized]]]:
-    """Quantize decoder layers in order, yielding each one's results; none for a layer that is finished already.
+def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[int, LayerResult | None]]:
+    """Quantize decoder layers in order, yielding each one's result; None for a layer that is finished already.
 
     Args:
-        spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes.
+        spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes for each stream.
         earlier: Layers finished by an earlier run.
     """
-    hidden = spilled_embeddings(job, spill / "hidden.bin")
-    for index in range(job.decoder.shape.num_layers):
+    layers = range(job.decoder.shape.num_layers)
+    if all(earlier.finished(index) for index in layers):
+        yield from ((index, None) for index in layers)
+        return
+    streams = open_streams(job, spill)
+    for index in layers:
         layer = job.decoder.layer(index)
-        results: dict[str, Quantized] = {}
+        result = None
         if earlier.finished(index):
-            pass_over(job, layer, index, hidden, earlier)
+            linears = {name: earlier.linear(index, name) for name in job.decoder.shape.linears()}
+            pass_over(job, layer, linears, streams)
         else:
-            results = quantize_layer(job, layer, index, hidden)
+            result = quantize_layer(job, layer, index, streams)
         job.decoder.drop(index)
-        yield index, results
+        yield index, result
 
 
-def pass_over(job: Job, layer: nn.Module, index: int, hidden: torch.Tensor, earlier: Finished) -> None:
-    """Move `hidden` past a finished layer: the original one under FIAS, the quantized one without."""
-    if not job.recipe.fias:
-        for name in job.decoder.shape.linears():
-            set_weight(layer, name, earlier.linear(index, name))
-    advance(job, layer, hidden)
+def open_streams(job: Job, spill: Path) -> Streams:
+    """Hidden states before the first layer: on disk, or on the GPU when tuning goes over them many times."""
+
+    def embeddings(name: str) -> torch.Tensor:
+        if job.recipe.tuned and job.decoder.device.type == "cuda":
+            return resident_embeddings(job.decoder, job.tokens)
+        return spilled_embeddings(job.decoder, job.tokens, spill / name)
+
+    return Streams(
+        embeddings("original.bin") if job.recipe.fias or job.recipe.tuned else None,
+        embeddings("quantized.bin") if not job.recipe.fias or job.recipe.tuned else None,
+    )
 
 
-def quantize_layer(job: Job, layer: nn.Module, index: int, hidden: torch.Tensor) -> dict[str, Quantized]:
-    """Quantize one decoder layer and move `hidden` past it; full tensor name to result."""
+def pass_over(job: Job, layer: nn.Module, linears: dict[str, QuantizedLinear], streams: Streams) -> None:
+    """Move the streams past a layer whose linears are quantized."""
+    if streams.original is not None:
+        advance(job.decoder, layer, streams.original)
+    if streams.quantized is not None:
+        for name, linear in linears.items():
+            set_weight(layer, name, linear)
+        advance(job.decoder, layer, streams.quantized)
+
+
+def quantize_layer(job: Job, layer: nn.Module, index: int, streams: Streams) -> LayerResult:
+    """Quantize one decoder layer and move the streams past it."""
+    recipe, prefix = job.recipe, layer_prefix(index)
+    calibration = streams.original if recipe.fias else streams.quantized
+    assert calibration is not None
+    inputs = tuning_inputs(recipe, streams)
     statistics = collect_inputs(
         layer,
-        lambda: advance(job, layer, hidden, store=job.recipe.fias),
-        job.recipe.pbar_tokens if job.recipe.pbar else 0,
+        lambda: advance(job.decoder, layer, calibration, store=recipe.fias),
+        recipe.pbar_tokens if recipe.pbar else 0,
         job.decoder.device,
     )
-    results = {}
-    for group, inputs in statistics.items():
-        results.update(quantize_inputs(job, layer, group, inputs))
+    results: dict[str, Quantized] = {}
+    for group, seen in statistics.items():
+        results |= quantize_inputs(job, layer, group, seen)
+    loss: BlockLoss | None = None
+    latents: dict[str, torch.Tensor] = {}
+    if recipe.tuned:
+        results, loss, latents = tune(job, layer, results, statistics, streams, inputs)
+    quantized = {name: result.layer for name, result in results.items()}
+    pass_over(job, layer, quantized, Streams(None, streams.quantized))
+    full = {f"{prefix}.{name}": result for name, result in results.items()}
+    keep = recipe.tune == "distill"
+    return LayerResult(full, loss, {f"{prefix}.{name}": latent for name, latent in latents.items() if keep})
+
+
+def tuning_inputs(recipe: Recipe, streams: Streams) -> torch.Tensor | None:
+    """What a layer reads while it is tuned: the quantized model's states, mixed with the original ones if wanted."""
+    if not recipe.tuned or streams.quantized is None or recipe.tune_inputs == 1:
+        return streams.quantized
+    assert streams.original is not None
+    mixed = torch.empty_like(streams.quantized)
+    for out, original, quantized in zip(mixed, streams.original, streams.quantized, strict=True):
+        torch.lerp(original, quantized, recipe.tune_inputs, out=out)
+    return mixed
+
+
+def tune(
+    job: Job,
+    layer: nn.Module,
+    results: dict[str, Quantized],
+    statistics: dict[tuple[str, ...], InputStatistics],
+    streams: Streams,
+    inputs: torch.Tensor | None,
+) -> tuple[dict[str, Quantized], BlockLoss, dict[str, torch.Tensor]]:
+    """Tune a quantized layer: linears, loss, latents by name.
+
+    The original stream is past the layer afterwards, the quantized one still before it.
+    """
+    assert streams.original is not None
+    assert inputs is not None
     if not job.recipe.fias:
-        for name, result in results.items():
-            set_weight(layer, name, result.layer)
-        advance(job, layer, hidden)
-    return {f"{layer_prefix(index)}.{name}": result for name, result in results.items()}
+        advance(job.decoder, layer, streams.original)
+    start = {name: result.layer for name, result in results.items()}
+    tuned, loss = tune_layer(job.decoder, layer, start, inputs, streams.original, job.recipe)
+    after: dict[str, Quantized] = {}
+    for group, seen in statistics.items():
+        hessian = seen.hessian.value()
+        for name in group:
+            linear = tuned[name].quantized()
+            after[name] = Quantized(linear, relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian))
+    return after, loss, {name: linear.latent.detach() for name, linear in tuned.items()}
 
 
 def quantize_inputs(
@@ -109,23 +190,3 @@ def set_weight(layer: nn.Module, name: str, quantized: QuantizedLinear) -> None:
     """Replace a linear's weight by what its codes mean."""
     with torch.no_grad():
         layer.get_parameter(f"{name}.weight").copy_(dequantize(quantized))
-
-
-def spilled_embeddings(job: Job, path: Path) -> torch.Tensor:
-    """Hidden states before the first layer, `[samples, context, hidden]` fp32, in a memory-mapped file."""
-    samples, context = job.tokens.shape
-    size = samples * context * job.decoder.shape.hidden
-    hidden = torch.from_file(str(path), shared=True, size=size, dtype=torch.float32)
-    hidden = hidden.view(samples, context, job.decoder.shape.hidden)
-    for sample, tokens in zip(hidden, job.tokens, strict=True):
-        sample.copy_(job.decoder.embed(tokens))
-    return hidden
-
-
-def advance(job: Job, layer: nn.Module, hidden: torch.Tensor, *, store: bool = True) -> None:
-    """Run all samples through a layer; with `store`, `hidden` becomes its outputs."""
-    batch = max(1, BATCH_TOKENS // hidden.shape[1])
-    for part in hidden.split(batch):
-        outputs = job.decoder.run(layer, part)
-        if store:
-            part.copy_(outputs)

@@ -1,19 +1,22 @@
 """Quantize a model directory: calibration, every layer, export."""
 
 import hashlib
+import math
 import platform
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial as bind
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from squeeze10_kernels import WeightFormat
+from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.calibration import Calibration, load_calibration
 from squeeze10_quantizer.card import model_card
@@ -28,14 +31,27 @@ from squeeze10_quantizer.directory import (
     write_shards,
     write_sums,
 )
+from squeeze10_quantizer.distillation import Distillation
+from squeeze10_quantizer.lesson import distilled_layers, make_lesson
 from squeeze10_quantizer.partial import SPILL_PREFIX, PartialOutput, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
 
 REPORT_NAME = "squeeze10_report.json"
+SHOW_STEPS: Final = 20
+SAVE_SECONDS: Final = 300.0
+"""Between two states of a distillation on disk: what a crash may cost."""
 
 
-def quantize(model: Path, out: Path, recipe: Recipe, files: Sequence[Path], device: torch.device, command: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Files to calibrate on and to distill on; none: a bundled text, and the text of the calibration."""
+
+    calibration: Sequence[Path] = ()
+    distillation: Sequence[Path] = ()
+
+
+def quantize(model: Path, out: Path, recipe: Recipe, text: Text, device: torch.device, command: str) -> None:
     """Quantize the model directory `model` into the checkpoint directory `out`, which appears when it is whole.
 
     An interrupted run is taken up again by the same call.
@@ -47,19 +63,34 @@ def quantize(model: Path, out: Path, recipe: Recipe, files: Sequence[Path], devi
     refuse_existing(out)
     decoder = Decoder(model, device)
     weight_format = choose_format(decoder, recipe)
-    calibration = load_calibration(
-        files,
-        AutoTokenizer.from_pretrained(model),
-        samples=recipe.samples,
-        context=recipe.context,
-        seed=recipe.seed,
-    )
+    calibration, distillation = read_text(model, recipe, text)
     report = run_identity(decoder, recipe, weight_format, calibration, device)
+    if distillation:
+        report |= {"distillation": distillation.source, "distillation_sha256": digest(distillation.tokens)}
     with partial_output(out, report, weight_format, decoder.shape) as partial:
         quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial)
+        if recipe.tuned:
+            report |= {"blocks": block_report(decoder, partial)}
+        if distillation:
+            report |= {"divergence": distill_all(decoder, recipe, distillation.tokens, partial)}
         report |= {"command": command, "layers": layer_report(decoder, partial)}
         export(decoder, weight_format, partial, report, out)
         partial.remove()
+
+
+def read_text(model: Path, recipe: Recipe, text: Text) -> tuple[Calibration, Calibration | None]:
+    """What to calibrate on, and what to distill on if anything is distilled."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    read = bind(load_calibration, tokenizer=tokenizer, context=recipe.context, seed=recipe.seed)
+    calibration = read(text.calibration, samples=recipe.samples)
+    if recipe.tune != "distill":
+        if text.distillation:
+            raise BadInput(f"--distill-text is for --tune distill only; --tune is {recipe.tune}.")
+        return calibration, None
+    distillation = read(text.distillation or text.calibration, samples=None)
+    if len(distillation.tokens) < 2:
+        raise BadInput(f"The text to distill on must have 2 samples of {recipe.context} tokens; give more of it.")
+    return calibration, distillation
 
 
 def quantize_all(job: Job, partial: PartialOutput) -> None:
@@ -69,12 +100,39 @@ def quantize_all(job: Job, partial: PartialOutput) -> None:
         tempfile.TemporaryDirectory(dir=partial.path, prefix=SPILL_PREFIX) as spill,
         tqdm(total=num_layers, unit="layer", desc="quantize", dynamic_ncols=True) as progress,
     ):
-        for index, results in quantize_layers(job, Path(spill), partial):
-            if results:
-                partial.save(index, results)
-            errors = partial.errors(index).values()
+        for index, result in quantize_layers(job, Path(spill), partial):
+            if result:
+                partial.save(index, result)
+            errors = [error for error in partial.errors(index).values() if error is not None]
             progress.set_postfix_str(f"relative output error {sum(errors) / len(errors):.4f}")
             progress.update()
+
+
+def distill_all(decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial: PartialOutput) -> dict[str, float]:
+    """Distill what `partial` holds, keeping the state there; the divergence before and after, in nats a token."""
+    lesson = make_lesson(decoder, partial, windows)
+    run = Distillation(lesson, tokens=recipe.distill_tokens, seed=recipe.seed, checkpointing=recipe.checkpointing)
+    partial.forget("distilled")  # of a run that was stopped while it saved them
+    before = partial.take_up(run)
+    before = run.held_out_divergence() if before is None else before
+    saved = time.monotonic()
+    with tqdm(total=run.steps, initial=run.step, unit="step", desc="distill", dynamic_ncols=True) as progress:
+        while run.step < run.steps:
+            start, loss = run.step, run.train(SHOW_STEPS)
+            if not math.isfinite(loss):
+                break
+            progress.set_postfix_str(f"divergence {loss:.4f}")
+            progress.update(run.step - start)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                partial.save_distillation(run, before)
+                saved = time.monotonic()
+    after = run.held_out_divergence()
+    if not after < before:
+        tqdm.write(f"Distillation did not help (divergence {before:.4f} before, {after:.4f} after); it is left out.")
+        return {"before": before, "after": before}
+    for index, result in enumerate(distilled_layers(run.lesson.student)):
+        partial.save(index, result, "distilled")
+    return {"before": before, "after": after}
 
 
 def run_identity(
@@ -92,10 +150,15 @@ def run_identity(
         "model": model_name(decoder.source.path),
         "model_sha256": {file.name: sha256(file) for file in [decoder.source.path / "config.json", *shards]},
         "calibration": calibration.source,
-        "calibration_sha256": hashlib.sha256(calibration.tokens.numpy().tobytes()).hexdigest(),
+        "calibration_sha256": digest(calibration.tokens),
         "versions": {name: version(name) for name in ("squeeze10-vllm", "torch", "transformers")},
         "machine": f"{platform.machine()}, {device.type}, {torch.get_num_threads()} threads",
     }
+
+
+def digest(tokens: torch.Tensor) -> str:
+    """SHA-256 of token ids, hexadecimal."""
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def model_name(path: Path) -> str:
@@ -103,9 +166,15 @@ def model_name(path: Path) -> str:
     return path.resolve().name
 
 
-def layer_report(decoder: Decoder, partial: PartialOutput) -> dict[str, float]:
-    """Full name of every linear to its relative output error."""
-    return {name: error for index in range(decoder.shape.num_layers) for name, error in partial.errors(index).items()}
+def layer_report(decoder: Decoder, partial: PartialOutput) -> dict[str, float | None]:
+    """Full name of every linear to its relative output error, if it was measured."""
+    layers = range(decoder.shape.num_layers)
+    return {name: error for index in layers for name, error in partial.errors(index, partial.last).items()}
+
+
+def block_report(decoder: Decoder, partial: PartialOutput) -> list[dict[str, float] | None]:
+    """Loss of every decoder layer before and after tuning it by itself."""
+    return [partial.loss(index) for index in range(decoder.shape.num_layers)]
 
 
 def export(
@@ -131,5 +200,5 @@ def checkpoint_tensors(decoder: Decoder, weight_format: WeightFormat, partial: P
         for linear, (N, K) in decoder.shape.linears().items():
             for suffix, (shape, dtype) in weight_format.tensor_specs(N, K).items():
                 name = f"{layer_prefix(index)}.{linear}.{suffix}"
-                tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, index, name))
+                tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, index, name, partial.last))
     return tensors

@@ -1,10 +1,12 @@
 """Every knob of the quantizer, with its default, unit and source."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from squeeze10_kernels import BadInput
 from squeeze10_kernels.format import Mask
+
+Tune = Literal["none", "blocks", "distill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,13 @@ class Recipe:
             the cost is one more product with the weights.
         compensate: Push each channel's rounding error onto the channels not yet rounded (GPTQ).
         damp_ratio: Share of the mean diagonal added to the Hessian before it is inverted (GPTQ).
+        tune: What is trained after rounding: nothing; every decoder layer towards its original outputs (`blocks`);
+            that and then the whole model towards the original's probabilities (`distill`).
+        tune_steps: Steps of training for each decoder layer.
+        tune_inputs: What a layer reads meanwhile: 1, what it will read in the quantized model (as GPTAQ); 0, the
+            original activations (as FIAS); between, a mixture.
+        distill_tokens: Tokens of training for the whole model.
+        checkpointing: Keep the inputs of its layers only, and compute the rest again for their gradients.
         chunks: Forced number of chunks; None takes what the format's law gives for the model.
     """
 
@@ -41,15 +50,29 @@ class Recipe:
     compensate: bool = True
     damp_ratio: float = 0.01
     chunks: int | None = None
+    tune: Tune = "none"
+    tune_steps: int = 400
+    tune_inputs: float = 1.0
+    distill_tokens: int = 30_000_000
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("samples", "context", "pbar_tokens"):
+        for name in ("samples", "context", "pbar_tokens", "tune_steps", "distill_tokens"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1; got {getattr(self, name)}.")
         if not 0 < self.damp_ratio <= 1:
             raise BadInput(f"damp_ratio must lie above 0 and at most 1; got {self.damp_ratio}.")
+        if self.tuned and self.samples < 2:
+            raise BadInput(f"samples must be at least 2 for tuning, which holds one out; got {self.samples}.")
+        if not 0 <= self.tune_inputs <= 1:
+            raise BadInput(f"tune_inputs must lie from 0 to 1; got {self.tune_inputs}.")
         if self.pbar_weight < 0:
             raise BadInput(f"pbar_weight must not be negative; got {self.pbar_weight}.")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether anything is trained."""
+        return self.tune != "none"
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain values, for the report and for the comparison on resume."""

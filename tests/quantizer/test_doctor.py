@@ -1,14 +1,9 @@
 """`squeeze10 doctor` sees what would keep a server from starting, or make it answer nonsense."""
 
 import pytest
-import torch
 
 from squeeze10_quantizer import doctor
 from squeeze10_quantizer.cli import UNAVAILABLE, main
-
-
-def findings() -> dict[str, doctor.Finding]:
-    return {finding.what: finding for finding in doctor.examine(torch.device("cpu"))}
 
 
 def test_all_is_well_where_the_tests_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,19 +9,16 @@ from transformers import AutoModelForCausalLM
 
 from squeeze10_quantizer.cli import main
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.pipeline import Job, advance, choose_format, spilled_embeddings
-from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.hidden_states import advance, spilled_embeddings
 
 
 def test_layer_by_layer_equals_the_whole_model(tiny_model, tmp_path):
     """Streaming must not change what the layers see: rotary positions, causal mask, order."""
-    recipe = Recipe(samples=3, context=40)
     decoder = Decoder(tiny_model, torch.device("cpu"))
     tokens = torch.randint(0, 256, (3, 40))
-    job = Job(decoder, recipe, choose_format(decoder, recipe), tokens)
-    hidden = spilled_embeddings(job, tmp_path / "hidden.bin")
+    hidden = spilled_embeddings(decoder, tokens, tmp_path / "hidden.bin")
     for index in range(decoder.shape.num_layers):
-        advance(job, decoder.layer(index), hidden)
+        advance(decoder, decoder.layer(index), hidden)
         decoder.drop(index)
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -29,7 +29,7 @@ def test_resumed_run_gives_the_same_bytes(tiny_model, tmp_path, stop_at_second_l
     arguments = ["quantize", str(tiny_model), str(out), *SMALL, fias]
 
     assert main(arguments) == cli.STOPPED
-    assert "takes up" in capsys.readouterr().err
+    assert "goes on from there" in capsys.readouterr().err
     assert not out.exists()
     stop_at_second_layer()
     assert main(arguments) == 0

@@ -1,0 +1,140 @@
+"""The options of the commands; what they do is in `cli.py`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_quantize(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 quantize`; defaults stand in `Recipe`."""
+    command.add_argument("model", type=Path, metavar="MODEL", help="LLaMA-family Hugging Face directory (safetensors)")
+    command.add_argument("out", type=Path, metavar="OUT", help="checkpoint directory to write; must not exist")
+    command.add_argument(
+        "--mask",
+        choices=("columns", "elements"),
+        default="columns",
+        help="4-bit weights: whole input channels (1.6 bits), or any element (the paper; 2.6 bits)",
+    )
+    command.add_argument("--salient-ratio", type=float, default=0.2, help="share of 4-bit weights, 0 to 1")
+    command.add_argument(
+        "--calibration",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="text, .jsonl (text or messages) or .safetensors (input_ids); default: a bundled text",
+    )
+    command.add_argument("--samples", type=int, default=128, help="calibration sequences")
+    command.add_argument("--context", type=int, default=2048, help="tokens of each")
+    command.add_argument("--seed", type=int, default=0, help="chooses the calibration windows")
+    switch = argparse.BooleanOptionalAction
+    command.add_argument(
+        "--fias",
+        action=switch,
+        default=True,
+        help="calibrate on the original model's activations (paper 4.3)",
+    )
+    command.add_argument(
+        "--pbar", action=switch, default=True, help="count activation ranges in the salience (paper Eq. 8)"
+    )
+    command.add_argument(
+        "--staged",
+        action=switch,
+        default=False,
+        help="round to 4 bits first (paper 4.1); costs accuracy, see LOG.md",
+    )
+    command.add_argument("--compensate", action=switch, default=True, help="compensate rounding errors (GPTQ)")
+    command.add_argument("--pbar-weight", type=float, default=3e-4, help="λ of Eq. 8")
+    command.add_argument("--pbar-tokens", type=int, default=4096, help="tokens over which output ranges are taken")
+    command.add_argument("--damp-ratio", type=float, default=0.01, help="damping, share of the mean diagonal")
+    command.add_argument(
+        "--chunks",
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=None,
+        help="largest tensor-parallel size; default: the largest that the shapes allow",
+    )
+    add_tuning(command)
+    add_device(command)
+
+
+def add_tuning(command: argparse.ArgumentParser) -> None:
+    """What `squeeze10 quantize` trains."""
+    command.add_argument(
+        "--tune",
+        choices=("none", "blocks", "distill"),
+        default="none",
+        help="train codes and scales after rounding: each decoder layer towards the original's outputs (blocks), "
+        "then also the whole model towards the original's probabilities (distill)",
+    )
+    command.add_argument("--tune-steps", type=int, default=400, help="steps of training for each decoder layer")
+    command.add_argument(
+        "--tune-inputs",
+        type=float,
+        default=1.0,
+        help="what a layer reads while it is tuned: 1, what it will read in the quantized model; "
+        "0, the original activations; between, a mixture",
+    )
+    command.add_argument(
+        "--distill-tokens", type=int, default=30_000_000, help="tokens of training for the whole model"
+    )
+    command.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute layers twice in distillation: slower, but fits where their activations would not",
+    )
+    command.add_argument(
+        "--distill-text",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="what distillation reads, all of it, as often as needed; default: the calibration text",
+    )
+
+
+def add_inspect(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 inspect`."""
+    command.add_argument("checkpoint", type=Path, metavar="CKPT")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_eval(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 eval`."""
+    command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
+    command.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
+    command.add_argument("--context", type=int, default=2048, help="tokens of a window; windows do not overlap")
+    command.add_argument("--max-tokens", type=int, default=None, help="read only the first tokens of the text")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    add_device(command)
+
+
+def add_generate(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 generate`."""
+    command.add_argument("model", type=Path, metavar="MODEL", help="the original model directory")
+    command.add_argument("out", type=Path, metavar="OUT.jsonl", help="for --distill-text; must not exist")
+    command.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="where its texts begin; default: a bundled text",
+    )
+    command.add_argument("--tokens", type=int, default=4_000_000, help="how many to write at least")
+    command.add_argument("--context", type=int, default=1024, help="tokens of a text after its beginning, at most")
+    command.add_argument("--batch", type=int, default=64, help="texts written at once; more is faster")
+    command.add_argument(
+        "--chats",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="half of the texts are chats, both sides by the model, if it has a chat template",
+    )
+    command.add_argument("--seed", type=int, default=0)
+    add_device(command)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """`--device`."""
+    command.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto takes a GPU if there is one")

@@ -1,0 +1,153 @@
+"""Tuning one decoder layer: its quantized linears together, so that its outputs become the original ones."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Final
+
+import torch
+from torch import nn
+
+from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels.llama import INPUT_GROUPS
+from squeeze10_quantizer.decoder import Decoder
+from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+RATES: Final = Rates(latent=3e-2, scales=3e-3)
+"""The best of a screening on held-out text (LOG.md, 2026-11-23)."""
+HELD_OUT: Final = 16
+"""One sample in so many is not trained on, but says whether training helped."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLoss:
+    """`Σ |Δy|² / Σ |y|²` over held-out tokens, with y the outputs of a decoder layer."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """What a decoder layer reads in the quantized model and gives in the original one.
+
+    Attributes:
+        inputs: `[samples, context, hidden]` fp32.
+        targets: Likewise.
+        rotary: Cosines and sines, `[1, context, head_dim]`.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    rotary: Rotary
+
+    @property
+    def held_out(self) -> int:
+        """The first samples, which are not trained on."""
+        return max(1, len(self.inputs) // HELD_OUT)
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step."""
+        return max(1, min(BATCH_TOKENS // self.inputs.shape[1], len(self.inputs) - self.held_out))
+
+
+def tune_layer(
+    decoder: Decoder,
+    layer: nn.Module,
+    start: dict[str, QuantizedLinear],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    recipe: Recipe,
+) -> tuple[dict[str, LatentLinear], BlockLoss]:
+    """Tune the quantized linears `start` of a decoder layer, which itself stays as it is."""
+    task = BlockTask(inputs, targets, decoder.rotary_of(inputs.shape[1]))
+    with latent_linears(layer, start) as linears:
+        loss = tune_block(layer, list(linears.values()), task, steps=recipe.tune_steps, seed=recipe.seed)
+    return linears, loss
+
+
+@contextmanager
+def latent_linears(layer: nn.Module, start: dict[str, QuantizedLinear]) -> Iterator[dict[str, LatentLinear]]:
+    """Put a `LatentLinear` in the place of every linear of a decoder layer, for a while."""
+    original = {name: layer.get_submodule(name) for name in start}
+    linears = make_latent(layer, start)
+    try:
+        yield linears
+    finally:
+        for name, module in original.items():
+            layer.set_submodule(name, module)
+
+
+def make_latent(layer: nn.Module, start: dict[str, QuantizedLinear]) -> dict[str, LatentLinear]:
+    """Put a `LatentLinear` in the place of every linear of a decoder layer."""
+    linears = {}
+    for group in INPUT_GROUPS:
+        scales = start[group[0]].channel_scales
+        factors = nn.Parameter(torch.ones(len(scales), device=scales.device))
+        for name in group:
+            linear = layer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            linears[name] = LatentLinear(start[name], linear.weight.detach(), linear.bias, factors)
+            layer.set_submodule(name, linears[name])
+    return linears
+
+
+def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *, steps: int, seed: int) -> BlockLoss:
+    """Train the linears of a decoder layer; they end no worse on the held-out samples than they began."""
+    optimizer = make_optimizer(linears, RATES)
+    start = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
+    before = held_out_loss(layer, task)
+    train(layer, optimizer, task, steps, seed)
+    after = held_out_loss(layer, task)
+    if after < before:
+        return BlockLoss(before, after)
+    with torch.no_grad():
+        for parameter, first in start:
+            parameter.copy_(first)
+    return BlockLoss(before, before)
+
+
+def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> None:
+    """Steps of Adam over the samples that are not held out."""
+    loss = compiled_loss() if task.inputs.is_cuda else layer_loss
+    power = mean_power(task.targets)
+    choices = orders(len(task.inputs) - task.held_out, task.batch, seed)
+    for step, chosen in enumerate(islice(choices, steps)):
+        set_rates(optimizer, step, steps)
+        rows = (chosen + task.held_out).to(task.inputs.device)
+        (loss(layer, task.inputs[rows], task.targets[rows], task.rotary) / power).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def held_out_loss(layer: nn.Module, task: BlockTask) -> float:
+    """`BlockLoss` of a layer as it is."""
+    pairs = zip(*(part[: task.held_out].split(task.batch) for part in (task.inputs, task.targets)), strict=True)
+    total = sum(float(layer_loss(layer, x, y, task.rotary)) * len(x) for x, y in pairs)
+    return total / task.held_out / mean_power(task.targets[: task.held_out])
+
+
+def mean_power(y: torch.Tensor) -> float:
+    """Mean square, summed sample by sample."""
+    return sum(float(sample.square().mean()) for sample in y) / len(y)
+
+
+def layer_loss(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Mean of `(layer(x) - y)²`."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
+        out = layer(x, position_embeddings=rotary)
+    out = out if isinstance(out, torch.Tensor) else out[0]
+    return nn.functional.mse_loss(out.float(), y)
+
+
+@cache
+def compiled_loss() -> Callable[..., torch.Tensor]:
+    """`layer_loss`, fused; compiled once for all layers of a model."""
+    return torch.compile(layer_loss, dynamic=False)

@@ -1,0 +1,180 @@
+"""Tuning a whole quantized model at once, towards the original model's next-token probabilities."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
+
+RATES: Final = Rates(latent=3e-3, scales=1e-3)
+"""The better of two on held-out text, by little (LOG.md, 2026-11-23)."""
+LOGIT_TOKENS: Final = 4096
+"""Tokens whose logits over the whole vocabulary are held at a time."""
+HELD_OUT: Final = 64
+"""One window in so many is not trained on, but says how far the student has come."""
+MAX_GRADIENT: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Who learns from whom, and what they read.
+
+    Attributes:
+        student: Its decoder linears are `LatentLinear`.
+        teacher: The original model.
+        windows: Text, `[n, context]` token ids on their device.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    windows: torch.Tensor
+
+    @property
+    def batch(self) -> int:
+        """Windows of a step."""
+        return max(1, min(BATCH_TOKENS // self.windows.shape[1], len(self.windows) // 2))
+
+    @property
+    def held_out(self) -> int:
+        """The last windows, which are not trained on: whole batches, for which nothing is compiled anew."""
+        return self.batch * max(1, len(self.windows) // (HELD_OUT * self.batch))
+
+    def linears(self) -> list[LatentLinear]:
+        """What is trained."""
+        return [module for module in self.student.modules() if isinstance(module, LatentLinear)]
+
+
+class Distillation:
+    """A run of Adam that can be saved and taken up.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+    """
+
+    def __init__(self, lesson: Lesson, *, tokens: int, seed: int, checkpointing: bool = False) -> None:
+        """Prepare it.
+
+        Args:
+            tokens: How many are trained on; the windows are read as often as that asks for.
+            checkpointing: Keep the inputs of the student's layers only: slower, in less memory.
+        """
+        self.lesson = lesson
+        self.seed = seed
+        self.step = 0
+        self.steps = max(1, tokens // (lesson.batch * lesson.windows.shape[1]))
+        self.optimizer = make_optimizer(lesson.linears(), RATES)
+        self.parameters = parameters_of(self.optimizer)
+        if checkpointing:
+            lesson.student.gradient_checkpointing_enable({"use_reentrant": False})
+            lesson.student.train()
+        if lesson.windows.is_cuda:
+            compile_layers(lesson.student)
+            compile_layers(lesson.teacher)
+
+    def train(self, steps: int) -> float:
+        """Go on for so many steps or to the end; the divergence of the last one, in nats a token."""
+        lesson, loss = self.lesson, torch.tensor(torch.nan)
+        choices = orders(len(lesson.windows) - lesson.held_out, lesson.batch, self.seed)
+        for chosen in islice(choices, self.step, min(self.step + steps, self.steps)):
+            set_rates(self.optimizer, self.step, self.steps)
+            ids = lesson.windows[chosen.to(lesson.windows.device)]
+            loss = divergence(lesson.student, lesson.teacher, ids)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+        return float(loss.detach())
+
+    def held_out_divergence(self) -> float:
+        """Mean KL(teacher || student) over the held-out windows, in nats a token."""
+        lesson = self.lesson
+        parts = lesson.windows[-lesson.held_out :].split(lesson.batch)
+        losses = [divergence(lesson.student, lesson.teacher, part).detach() for part in parts]
+        return float(torch.stack(losses).mean())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `load` needs besides a lesson made the same way."""
+        tensors = {"step": torch.tensor(self.step)}
+        for i, parameter in enumerate(self.parameters):
+            adam = self.optimizer.state[parameter]
+            tensors |= {f"{i}.value": parameter.detach()}
+            tensors |= {f"{i}.{name}": adam[name] for name in ("exp_avg", "exp_avg_sq") if name in adam}
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up a saved run."""
+        self.step = int(tensors["step"])
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"{i}.value"])
+            moments = {
+                name: tensors[f"{i}.{name}"].to(parameter.device)
+                for name in ("exp_avg", "exp_avg_sq")
+                if f"{i}.{name}" in tensors
+            }
+            if moments:
+                step = torch.tensor(float(self.step), device=parameter.device)
+                self.optimizer.state[parameter] = {"step": step, **moments}
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Fuse the decoder layers' operations; compiled once for all layers."""
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
+
+
+def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of KL(teacher || student), in nats."""
+    with torch.no_grad():
+        wanted = teacher.model(ids, use_cache=False).last_hidden_state
+        embeddings = student.model.embed_tokens(ids)
+    # with a gradient the first layer runs as it was compiled for the others
+    hidden = student.model(inputs_embeds=embeddings.requires_grad_(), use_cache=False).last_hidden_state
+    head = student.lm_head.weight
+    loss: torch.Tensor = HeadDivergence.apply(hidden.flatten(0, 1), wanted.flatten(0, 1), head)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class HeadDivergence(torch.autograd.Function):
+    """KL of the logits of two hidden states under one head; the gradient is made along with it, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """`[T, hidden]`, `[T, hidden]`, `[vocabulary, hidden]` to a scalar fp32."""
+        part = compiled_divergence() if hidden.is_cuda else head_divergence
+        pairs = zip(hidden.detach().split(LOGIT_TOKENS), wanted.split(LOGIT_TOKENS), strict=True)
+        losses, gradients = zip(*(part(h, w, head) for h, w in pairs), strict=True)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(losses).sum() / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """The gradient of `hidden`."""
+        (saved,) = ctx.saved_tensors
+        return saved * (gradient / len(saved)), None, None
+
+
+def head_divergence(
+    hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of KL over tokens, and its gradient with respect to `hidden`."""
+    logs = nn.functional.linear(hidden, head).float().log_softmax(-1)
+    wanted_logs = nn.functional.linear(wanted, head).float().log_softmax(-1)
+    probabilities = wanted_logs.exp()
+    loss = (probabilities * (wanted_logs - logs)).sum()
+    return loss, (logs.exp() - probabilities).to(hidden.dtype) @ head
+
+
+@cache
+def compiled_divergence() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`head_divergence`, fused."""
+    return torch.compile(head_divergence, dynamic=False)

@@ -1,0 +1,41 @@
+"""The hidden states of all calibration samples between two decoder layers."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from squeeze10_quantizer.decoder import Decoder
+
+BATCH_TOKENS: Final = 4096
+"""Tokens that run through a layer at a time."""
+
+
+def spilled_embeddings(decoder: Decoder, tokens: torch.Tensor, path: Path) -> torch.Tensor:
+    """Those before the first layer, `[samples, context, hidden]` fp32, in a memory-mapped file."""
+    size = tokens.numel() * decoder.shape.hidden
+    return fill(torch.from_file(str(path), shared=True, size=size, dtype=torch.float32), decoder, tokens)
+
+
+def resident_embeddings(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """The same on the device."""
+    size = tokens.numel() * decoder.shape.hidden
+    return fill(torch.empty(size, device=decoder.device), decoder, tokens)
+
+
+def fill(hidden: torch.Tensor, decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Embed sample by sample into flat memory."""
+    hidden = hidden.view(*tokens.shape, decoder.shape.hidden)
+    for sample, ids in zip(hidden, tokens, strict=True):
+        sample.copy_(decoder.embed(ids))
+    return hidden
+
+
+def advance(decoder: Decoder, layer: nn.Module, hidden: torch.Tensor, *, store: bool = True) -> None:
+    """Run all samples through a layer; with `store`, `hidden` becomes its outputs."""
+    batch = max(1, BATCH_TOKENS // hidden.shape[1])
+    for part in hidden.split(batch):
+        outputs = decoder.run(layer, part)
+        if store:
+            part.copy_(outputs)

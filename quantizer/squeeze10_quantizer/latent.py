@@ -1,0 +1,90 @@
+"""Weights that are trained in full precision and used as their codes mean (straight-through gradients)."""
+
+from typing import Final
+
+import torch
+from torch import nn
+
+from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels.format import MAX_CHANNEL_SCALE, SALIENT_OFFSET
+from squeeze10_quantizer.scales import MIN_CHANNEL_SCALE
+
+BINARY_REACH: Final = 1.5
+"""A 1-bit latent starts at most this many s1 from 0, so that it can change its sign."""
+MARGIN: Final = 0.05
+"""How far inside its code's interval a latent starts at least, in s1 or s4."""
+LOWEST: Final = -SALIENT_OFFSET
+HIGHEST: Final = 15 - SALIENT_OFFSET
+
+
+class LatentLinear(nn.Module):
+    """A linear layer under training. Latents count in steps of their row: s1 for 1-bit weights, s4 for 4-bit ones.
+
+    Scales are factors on those that the layer started with, z4 an offset in steps of the first s4: so one learning
+    rate fits every model.
+
+    Attributes:
+        latent: `[N, K]` fp32; a 1-bit weight's code is its sign, a 4-bit weight's the nearest integer, plus 8.
+        row_factors: `[N, 3]` fp32 on s1 and s4, and the change of z4.
+        channel_factors: `[K]` fp32; one parameter for all linears of an input.
+    """
+
+    def __init__(
+        self, start: QuantizedLinear, weight: torch.Tensor, bias: torch.Tensor | None, channel_factors: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.salient: torch.Tensor
+        self.scales: torch.Tensor
+        self.channel_scales: torch.Tensor
+        self.register_buffer("salient", start.salient)
+        self.register_buffer("scales", start.scales.float())
+        self.register_buffer("channel_scales", start.channel_scales.float())
+        self.bias = bias
+        self.latent = nn.Parameter(start_latent(start, weight))
+        self.row_factors = nn.Parameter(torch.tensor([1.0, 1.0, 0.0], device=weight.device).repeat(len(weight), 1))
+        self.channel_factors = channel_factors
+
+    def weight(self) -> torch.Tensor:
+        """What the codes mean, `[N, K]` fp32; gradients pass the rounding as if it were not there."""
+        sign = torch.where(self.latent >= 0, 1.0, -1.0)
+        level = self.latent.round().clamp(LOWEST, HIGHEST)
+        code = self.latent + (torch.where(self.salient, level, sign) - self.latent).detach()
+        s1, s4, z4 = self.row_scales()
+        value = torch.where(self.salient, code * s4 + z4, code * s1)
+        return value * self.channel()
+
+    def row_scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """s1, s4, z4, `[N, 1]` each."""
+        s1, s4, z4 = self.scales.split(1, dim=1)
+        f1, f4, shift = self.row_factors.split(1, dim=1)
+        return s1 * f1, s4 * f4, z4 + s4 * shift
+
+    def channel(self) -> torch.Tensor:
+        """c, `[K]`."""
+        return (self.channel_scales * self.channel_factors).clamp(MIN_CHANNEL_SCALE, MAX_CHANNEL_SCALE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight().to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def quantized(self) -> QuantizedLinear:
+        """The layer as it would be stored."""
+        levels = self.latent.round().clamp(LOWEST, HIGHEST) + SALIENT_OFFSET
+        codes = torch.where(self.salient, levels, (self.latent >= 0).float()).to(torch.uint8)
+        return QuantizedLinear(codes, self.salient, torch.cat(self.row_scales(), dim=1).half(), self.channel().half())
+
+
+def start_latent(start: QuantizedLinear, weight: torch.Tensor) -> torch.Tensor:
+    """The weights themselves in steps of their row, moved where their code is another: into its interval, `[N, K]`."""
+    s1, s4, z4 = start.scales.float().split(1, dim=1)
+    codes, value = start.codes.float(), weight / start.channel_scales.float()
+    sign = 2 * codes - 1
+    binary = sign * (sign * value / nonzero(s1)).clamp(MARGIN, BINARY_REACH)
+    level = codes - SALIENT_OFFSET
+    four_bit = ((value - z4) / nonzero(s4)).clamp(level - 0.5 + MARGIN, level + 0.5 - MARGIN)
+    return torch.where(start.salient, four_bit, binary)
+
+
+def nonzero(scale: torch.Tensor) -> torch.Tensor:
+    """A scale to divide by: rows without weights of a class have 0."""
+    return torch.where(scale == 0, 1.0, scale)

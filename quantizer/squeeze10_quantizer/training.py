@@ -1,0 +1,55 @@
+"""What tuning a layer and tuning a model have in common: rates, optimizer, schedule, order of the samples."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from squeeze10_quantizer.latent import LatentLinear
+
+BATCH_TOKENS: Final = 8192
+"""Tokens of a step."""
+WARM_UP: Final = 0.05
+"""Part of all steps in which the rates rise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates of Adam at their highest: of latents, in steps of a row, and of scales, as parts of them."""
+
+    latent: float
+    scales: float
+
+
+def make_optimizer(linears: list[LatentLinear], rates: Rates) -> torch.optim.Adam:
+    """Adam over latents and scales; those that linears share once."""
+    latents = [linear.latent for linear in linears]
+    scales = {id(p): p for linear in linears for p in (linear.row_factors, linear.channel_factors)}
+    groups = [{"params": latents, "peak": rates.latent}, {"params": list(scales.values()), "peak": rates.scales}]
+    return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=latents[0].is_cuda)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All that an optimizer trains."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """The rates of a step: a line up to their peaks, then a cosine down to nothing."""
+    progress = (step + 1) / (steps + 1)
+    share = min(progress / WARM_UP, (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+
+
+def orders(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
+    """Indices of `batch` samples out of `count`, for ever; every round has an order of its own and drops the rest."""
+    assert count >= batch
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for chosen in torch.randperm(count, generator=generator).split(batch):
+            if len(chosen) == batch:
+                yield chosen

@@ -78,7 +78,7 @@ def logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def test_log_probabilities_are_those_of_the_dequantized_model(served: Served) -> None:
-    """And greedy tokens agree wherever the two best candidates are further apart than the noise."""
+    """And greedy tokens agree wherever the two best candidates are further apart than the noise of both."""
     tokenizer = AutoTokenizer.from_pretrained(served.plain)
     eager, sdpa = (
         AutoModelForCausalLM.from_pretrained(served.plain, dtype=torch.bfloat16, attn_implementation=kind)
@@ -108,7 +108,7 @@ def test_log_probabilities_are_those_of_the_dequantized_model(served: Served) ->
     assert noise.max() > 0
     assert difference.mean() <= 3 * noise.mean()
     assert difference.max() <= 3 * noise.max()
-    assert max(disagreements, default=0) <= noise.max()
+    assert max(disagreements, default=0) <= 2 * noise.max()
 
 
 def test_chat_and_its_stream_say_the_same(served: Served) -> None:

@@ -92,20 +92,25 @@ class Squeeze10Config(QuantizationConfig):
             open_checkpoint(directory)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """Our method for the quantized linears of decoder layers, vLLM's own for everything else.
+        """Our methods for the quantized linears of decoder layers and quantized tables, vLLM's own for the rest.
 
         Args:
             layer: A linear, embedding, attention or expert layer.
             prefix: Its name in vLLM's model, e.g. `model.layers.0.self_attn.qkv_proj`.
         """
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
         from squeeze10_vllm.linear import Squeeze10LinearMethod
+        from squeeze10_vllm.table import Squeeze10TableMethod
 
         if EXPERTS & {base.__name__ for base in type(layer).__mro__}:
             raise BadInput(f"squeeze10 serves dense models; {prefix} is a mixture of experts.")
+        if isinstance(layer, VocabParallelEmbedding) and self.weight_format.head_bits == 4:
+            # vLLM gives the embeddings no prefix
+            return Squeeze10TableMethod(self, "lm_head" if isinstance(layer, ParallelLMHead) else "model.embed_tokens")
         if not isinstance(layer, LinearBase):
-            return None  # embeddings, lm_head and attention are as in the original model
+            return None  # attention, and embeddings and lm_head as in the original model
         names = self.checkpoint_names(prefix)
         if not names:
             return UnquantizedLinearMethod()

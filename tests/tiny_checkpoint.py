@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize, pack_linear
+from squeeze10_kernels.format import TABLE_FORMAT
 from squeeze10_kernels.llama import INPUT_GROUPS, LlamaShape, layer_prefix, shape_from_config
 
 CONFIG: dict[str, Any] = {
@@ -59,6 +60,11 @@ def build_checkpoint(path: Path, weight_format: WeightFormat, seed: int = 0, **c
     generator = torch.Generator().manual_seed(seed)
     dense = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors().items()}
     packed, decoded = {}, {}
+    for name, size in shape.tables().items() if weight_format.head_bits == 4 else ():
+        table = random_layer(TABLE_FORMAT, *size, generator)
+        del dense[f"{name}.weight"]
+        decoded[f"{name}.weight"] = dequantize(table)
+        packed |= {f"{name}.{suffix}": tensor for suffix, tensor in pack_linear(table, TABLE_FORMAT).items()}
     for index in range(shape.num_layers):
         for name, layer in random_block(shape, weight_format, generator).items():
             full_name = f"{layer_prefix(index)}.{name}"

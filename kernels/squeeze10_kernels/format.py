@@ -21,10 +21,11 @@ CHANNEL_QUANTUM: Final = 8
 """Both classes of a chunk hold a multiple of 8 channels, so that a slice of chunks is a slice of bytes."""
 MAX_CHANNEL_SCALE: Final = 4.0
 """Activations up to 16 000 times this stay finite in fp16."""
-HEAD_BITS: Final = 16
-"""`head_bits` is reserved in version 1: embeddings and lm_head are stored as they are."""
+HEAD_BITS: Final = (16, 4)
+"""Of the embeddings and lm_head: as they are, or quantized as `TABLE_FORMAT`; 8 is reserved."""
 
-CONFIG_KEYS: Final = ("quant_method", "format_version", "mask", "salient_ratio", "chunks", "head_bits")
+FORMAT_KEYS: Final = ("mask", "salient_ratio", "chunks", "head_bits")
+CONFIG_KEYS: Final = ("quant_method", "format_version", *FORMAT_KEYS)
 
 TensorSpec = tuple[tuple[int, ...], torch.dtype]
 
@@ -37,11 +38,13 @@ class WeightFormat:
         mask: `columns`: one choice of 4-bit input channels for all rows. `elements`: any weight may be 4-bit.
         salient_ratio: Share of 4-bit weights asked for, 0 to 1; the achieved share is rounded (see below).
         chunks: Equal parts of every input, each with the same number of salient channels; 1 for `elements`.
+        head_bits: Of the embeddings and lm_head, 16 or 4.
     """
 
     mask: Mask = "columns"
     salient_ratio: float = 0.2
     chunks: int = 1
+    head_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.mask not in get_args(Mask):
@@ -52,6 +55,8 @@ class WeightFormat:
             raise BadInput(f"chunks must be 1, 2, 4 or 8; got {self.chunks!r}.")
         if self.mask == "elements" and self.chunks != 1:
             raise BadInput(f"mask elements has no chunks, so chunks must be 1; got {self.chunks}.")
+        if type(self.head_bits) is not int or self.head_bits not in HEAD_BITS:
+            raise BadInput(f"head_bits must be 16 (embeddings and lm_head as they are) or 4; got {self.head_bits!r}.")
 
     def salient_channels(self, K: int) -> int:
         """4-bit channels of an input of K channels under mask `columns`: the same number in every chunk.
@@ -91,14 +96,19 @@ class WeightFormat:
         }
 
     def to_config(self) -> dict[str, Any]:
-        """The `quantization_config` of config.json."""
-        return {
+        """The `quantization_config` of config.json; releases that know no `head_bits` but 16 read all without it."""
+        config = {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "mask": self.mask,
             "salient_ratio": self.salient_ratio,
             "chunks": self.chunks,
         }
+        return config if self.head_bits == 16 else config | {"head_bits": self.head_bits}
+
+
+TABLE_FORMAT: Final = WeightFormat("columns", salient_ratio=1, chunks=1)
+"""Of a quantized embedding table or lm_head `[vocabulary, hidden]`: a linear layer whose channels are all 4-bit."""
 
 
 def format_from_config(config: dict[str, Any]) -> WeightFormat:
@@ -117,12 +127,7 @@ def format_from_config(config: dict[str, Any]) -> WeightFormat:
     missing = [key for key in ("mask", "salient_ratio", "chunks") if key not in config]
     if missing:
         raise BadInput(f"quantization_config lacks {missing[0]!r}; quantize the model again.")
-    if config.get("head_bits", HEAD_BITS) != HEAD_BITS:
-        raise BadInput(
-            f"head_bits must be {HEAD_BITS} in this release (embeddings and lm_head as they are); "
-            f"got {config['head_bits']!r}."
-        )
-    return WeightFormat(mask=config["mask"], salient_ratio=config["salient_ratio"], chunks=config["chunks"])
+    return WeightFormat(**{key: config[key] for key in FORMAT_KEYS if key in config})
 
 
 def nearest_multiple(ratio: float, total: int, quantum: int) -> int:

@@ -57,14 +57,15 @@ class LlamaShape:
         """The distinct K of the decoder linears."""
         return {K for _, K in self.linears().values()}
 
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """Name to shape of the embeddings and an untied lm_head."""
+        names = ("model.embed_tokens",) if self.tied else ("model.embed_tokens", "lm_head")
+        return dict.fromkeys(names, (self.vocab, self.hidden))
+
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape of every tensor that is stored as it is, biases and an untied lm_head included."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab, self.hidden),
-            "model.norm.weight": (self.hidden,),
-        }
-        if not self.tied:
-            shapes["lm_head.weight"] = (self.vocab, self.hidden)
+        """Name to shape of every tensor outside the decoder linears, and their biases."""
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": size for name, size in self.tables().items()}
+        shapes["model.norm.weight"] = (self.hidden,)
         for index in range(self.num_layers):
             shapes[f"{layer_prefix(index)}.input_layernorm.weight"] = (self.hidden,)
             shapes[f"{layer_prefix(index)}.post_attention_layernorm.weight"] = (self.hidden,)

@@ -53,6 +53,13 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
         default=None,
         help="largest tensor-parallel size; default: the largest that the shapes allow",
     )
+    command.add_argument(
+        "--head-bits",
+        type=int,
+        choices=(16, 4),
+        default=16,
+        help="of the embeddings and lm_head: 16, as they are; 4, smaller models with a large vocabulary",
+    )
     add_tuning(command)
     add_device(command)
 

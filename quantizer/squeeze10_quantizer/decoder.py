@@ -55,6 +55,13 @@ class Decoder:
                 raise BadInput(f"{self.source.path}: {prefix}{name} holds NaN or infinity; fetch the model again.")
         return layer.eval().requires_grad_(False)
 
+    def final_norm(self) -> nn.Module:
+        """The norm after the last layer, in fp32 on the device."""
+        norm: nn.Module = self.skeleton.norm.to_empty(device=self.device)
+        with torch.no_grad():
+            norm.get_parameter("weight").copy_(self.source.tensor("model.norm.weight"))
+        return norm
+
     def drop(self, index: int) -> None:
         """Free the weights of layer `index`."""
         self.skeleton.layers[index].to("meta")

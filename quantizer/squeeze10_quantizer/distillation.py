@@ -139,36 +139,38 @@ def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Te
         embeddings = student.model.embed_tokens(ids)
     # with a gradient the first layer runs as it was compiled for the others
     hidden = student.model(inputs_embeds=embeddings.requires_grad_(), use_cache=False).last_hidden_state
-    head = student.lm_head.weight
-    loss: torch.Tensor = HeadDivergence.apply(hidden.flatten(0, 1), wanted.flatten(0, 1), head)  # type: ignore[no-untyped-call]
+    heads = student.lm_head.weight, teacher.lm_head.weight
+    loss: torch.Tensor = HeadDivergence.apply(hidden.flatten(0, 1), wanted.flatten(0, 1), *heads)  # type: ignore[no-untyped-call]
     return loss
 
 
 class HeadDivergence(torch.autograd.Function):
-    """KL of the logits of two hidden states under one head; the gradient is made along with it, chunk by chunk."""
+    """KL of the logits of two hidden states, each under its head; the gradient is made along, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """`[T, hidden]`, `[T, hidden]`, `[vocabulary, hidden]` to a scalar fp32."""
+    def forward(
+        ctx: Any, hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor, wanted_head: torch.Tensor
+    ) -> torch.Tensor:
+        """`[T, hidden]` twice, `[vocabulary, hidden]` twice to a scalar fp32."""
         part = compiled_divergence() if hidden.is_cuda else head_divergence
         pairs = zip(hidden.detach().split(LOGIT_TOKENS), wanted.split(LOGIT_TOKENS), strict=True)
-        losses, gradients = zip(*(part(h, w, head) for h, w in pairs), strict=True)
+        losses, gradients = zip(*(part(h, w, head, wanted_head) for h, w in pairs), strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.stack(losses).sum() / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """The gradient of `hidden`."""
         (saved,) = ctx.saved_tensors
-        return saved * (gradient / len(saved)), None, None
+        return saved * (gradient / len(saved)), None, None, None
 
 
 def head_divergence(
-    hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor
+    hidden: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor, wanted_head: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of KL over tokens, and its gradient with respect to `hidden`."""
     logs = nn.functional.linear(hidden, head).float().log_softmax(-1)
-    wanted_logs = nn.functional.linear(wanted, head).float().log_softmax(-1)
+    wanted_logs = nn.functional.linear(wanted, wanted_head).float().log_softmax(-1)
     probabilities = wanted_logs.exp()
     loss = (probabilities * (wanted_logs - logs)).sum()
     return loss, (logs.exp() - probabilities).to(hidden.dtype) @ head

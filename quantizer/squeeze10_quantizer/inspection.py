@@ -27,6 +27,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         "format_version": checkpoint.directory.config["quantization_config"]["format_version"],
         "mask": checkpoint.weight_format.mask,
         "chunks": checkpoint.weight_format.chunks,
+        "head_bits": checkpoint.weight_format.head_bits,
         "salient_ratio": sum(checkpoint.weight_format.salient_weights(*size) for size in linears.values()) / weights,
         "bits_per_weight": 8 * sum(layer_bytes.values()) / weights,
         "model_bits_per_weight": 8 * sum(file.stat().st_size for file in files) / (weights + dense),
@@ -88,11 +89,11 @@ def verify_checkpoint(path: Path) -> int:
     """
     checkpoint = open_checkpoint(path)
     verify_sums(path)
-    for name in checkpoint.linears:
+    for name, _, _ in checkpoint.layers():
         checkpoint.layer(name)
     for index in range(checkpoint.shape.num_layers):
         check_group_copies(checkpoint, index)
-    for name in checkpoint.shape.dense_tensors():
+    for name in checkpoint.dense_tensors:
         if not checkpoint.directory.tensor(name).isfinite().all():
             raise BadInput(f"{path}: {name} holds NaN or infinity; quantize the model again.")
     return len(checkpoint.directory.entries)

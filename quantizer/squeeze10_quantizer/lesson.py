@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels import QuantizedLinear, dequantize
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.block_tuning import make_latent
 from squeeze10_quantizer.decoder import Decoder
@@ -27,6 +27,9 @@ class TunedLayers(Protocol):
     def latent(self, index: int, name: str) -> torch.Tensor:
         """Its latents, `[N, K]`."""
 
+    def tables(self) -> dict[str, QuantizedLinear]:
+        """The quantized embeddings and lm_head, which distillation leaves as they are."""
+
 
 def make_lesson(decoder: Decoder, tuned: TunedLayers, windows: torch.Tensor) -> Lesson:
     """Both models on the device, in bf16 on a GPU, the student with latents; `windows`: `[n, context]` token ids."""
@@ -37,6 +40,8 @@ def make_lesson(decoder: Decoder, tuned: TunedLayers, windows: torch.Tensor) -> 
         for name, linear in make_latent(layer, start).items():
             with torch.no_grad():
                 linear.latent.copy_(tuned.latent(index, name))
+    for name, table in tuned.tables().items():
+        student.get_parameter(f"{name}.weight").data.copy_(dequantize(table))
     return Lesson(student, teacher, windows.to(decoder.device))
 
 

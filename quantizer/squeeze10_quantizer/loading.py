@@ -48,8 +48,7 @@ def weight_reader(path: Path) -> Callable[[str], torch.Tensor]:
 
 
 def checkpoint_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A parameter of the model that a checkpoint stands for; linears in fp32."""
-    linear = name.removesuffix(".weight")
-    if linear in checkpoint.linears:
-        return dequantize(checkpoint.layer(linear))
-    return checkpoint.directory.tensor(name)
+    """A parameter of the model that a checkpoint stands for; what is quantized in fp32."""
+    if name in checkpoint.dense_tensors:
+        return checkpoint.directory.tensor(name)
+    return dequantize(checkpoint.layer(name.removesuffix(".weight")))

@@ -22,6 +22,7 @@ from squeeze10_quantizer.group import InputGroup, Quantized, quantize_group, rel
 from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
 from squeeze10_quantizer.layer_result import LayerResult
 from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.tables import quantize_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Streams:
 def choose_format(decoder: Decoder, recipe: Recipe) -> WeightFormat:
     """The weight format of a recipe on a model; `BadInput` if the model's shapes do not fit it."""
     chunks = 1 if recipe.mask == "elements" else recipe.chunks or decoder.shape.chunks()
-    weight_format = WeightFormat(recipe.mask, recipe.salient_ratio, chunks)
+    weight_format = WeightFormat(recipe.mask, recipe.salient_ratio, chunks, recipe.head_bits)
     for N, K in decoder.shape.linears().values():
         weight_format.check_shape(N, K)
     return weight_format
@@ -60,7 +61,7 @@ class Finished(Protocol):
     """Layers quantized by an earlier run."""
 
     def finished(self, index: int) -> bool:
-        """Whether decoder layer `index` is done."""
+        """Whether decoder layer `index` is done; the number of layers stands for the tables."""
 
     def linear(self, index: int, name: str) -> QuantizedLinear:
         """One linear of a finished layer."""
@@ -69,13 +70,16 @@ class Finished(Protocol):
 def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[int, LayerResult | None]]:
     """Quantize decoder layers in order, yielding each one's result; None for a layer that is finished already.
 
+    With 4-bit heads the embeddings and lm_head follow as one more.
+
     Args:
         spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes for each stream.
         earlier: Layers finished by an earlier run.
     """
     layers = range(job.decoder.shape.num_layers)
-    if all(earlier.finished(index) for index in layers):
-        yield from ((index, None) for index in layers)
+    steps = range(len(layers) + (job.weight_format.head_bits == 4))
+    if all(earlier.finished(index) for index in steps):
+        yield from ((index, None) for index in steps)
         return
     streams = open_streams(job, spill)
     for index in layers:
@@ -88,6 +92,15 @@ def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[
             result = quantize_layer(job, layer, index, streams)
         job.decoder.drop(index)
         yield index, result
+    for index in steps[len(layers) :]:
+        yield index, None if earlier.finished(index) else quantize_head(job, streams)
+
+
+def quantize_head(job: Job, streams: Streams) -> LayerResult:
+    """Quantize the embeddings and lm_head on what the last layer gives."""
+    hidden = streams.original if streams.original is not None else streams.quantized
+    assert hidden is not None
+    return LayerResult(quantize_tables(job.decoder, hidden, job.recipe))
 
 
 def open_streams(job: Job, spill: Path) -> Streams:

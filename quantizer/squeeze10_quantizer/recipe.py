@@ -34,6 +34,7 @@ class Recipe:
             original activations (as FIAS); between, a mixture.
         distill_tokens: Tokens of training for the whole model.
         checkpointing: Keep the inputs of its layers only, and compute the rest again for their gradients.
+        head_bits: Of the embeddings and lm_head: 16 leaves them as they are, 4 quantizes them after the layers.
         chunks: Forced number of chunks; None takes what the format's law gives for the model.
     """
 
@@ -50,6 +51,7 @@ class Recipe:
     compensate: bool = True
     damp_ratio: float = 0.01
     chunks: int | None = None
+    head_bits: int = 16
     tune: Tune = "none"
     tune_steps: int = 400
     tune_inputs: float = 1.0

@@ -25,7 +25,11 @@ def fit_channel_scales(weight: torch.Tensor) -> torch.Tensor:
         scales = rows @ magnitude
         scales = scales / scales.mean()
     # a channel of zeros has no scale of its own
-    scales = torch.where(torch.isfinite(scales) & (scales > 0), scales, 1.0)
+    return bounded(torch.where(torch.isfinite(scales) & (scales > 0), scales, 1.0))
+
+
+def bounded(scales: torch.Tensor) -> torch.Tensor:
+    """Positive channel scales with geometric mean 1, within the format's bounds, fp16."""
     scales = scales / scales.log().mean().exp()
     return scales.clamp(MIN_CHANNEL_SCALE, MAX_CHANNEL_SCALE).half()
 

@@ -52,11 +52,27 @@ def test_compiled_engine_agrees_with_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.serve
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_tied_4_bit_tables_agree_with_transformers(tmp_path: Path, dtype: str) -> None:
+    """One table in two roles: rows are looked up, and all of it is multiplied; 321 rows are padded."""
+    changes = {"tie_word_embeddings": True, "vocab_size": 321}
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(head_bits=4), **changes)
+    eager = json.dumps(dtype == "float32")
+
+    result, _ = run_engine(checkpoint.path, dtype, f"enforce_eager={eager}")
+
+    expected = twin_logprobs(checkpoint.twin)
+    assert expected.std() > 0.5
+    error = (torch.tensor(result["logprobs"]) - expected).abs().max()
+    assert error < (0.25 if dtype == "bfloat16" else 1e-3)
+
+
+@pytest.mark.serve
 def test_two_ranks_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes and a real all-reduce: each rank loads its rows, or its chunks."""
+    """Real processes and a real all-reduce: each rank loads its rows, or its chunks, and its part of each table."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM wants a NUMA node for each rank
     sizes = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
-    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2), **sizes)
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2, head_bits=4), **sizes)
 
     result, _ = run_engine(checkpoint.path, "float32", "enforce_eager=true", "tensor_parallel_size=2")
 

@@ -19,6 +19,8 @@ def test_distillation_starts_from_the_latents_that_blocks_left(tiny_model: Path)
     shape = Decoder(tiny_model, torch.device("cpu")).shape
     layers = {name: random_layer(*size, 24) for name, size in shape.linears().items()}
 
+    table = random_layer(shape.vocab, shape.hidden, shape.hidden)
+
     class Tuned:
         def linear(self, index: int, name: str) -> QuantizedLinear:
             return layers[name]
@@ -26,6 +28,9 @@ def test_distillation_starts_from_the_latents_that_blocks_left(tiny_model: Path)
         def latent(self, index: int, name: str) -> torch.Tensor:
             codes = layers[name].codes.float()
             return torch.where(layers[name].salient, codes - 8, 2 * codes - 1).half() * 0.9
+
+        def tables(self) -> dict[str, QuantizedLinear]:
+            return {"model.embed_tokens": table}
 
     lesson = make_lesson(Decoder(tiny_model, torch.device("cpu")), Tuned(), torch.randint(0, 256, (32, 64)))
 
@@ -64,14 +69,14 @@ def test_what_is_held_out_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> 
 def test_divergence_and_its_gradient(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against torch's own KL and autograd, in chunks that do not divide the tokens."""
     monkeypatch.setattr(distillation, "LOGIT_TOKENS", 128)
-    head = torch.randn(50, 16)
+    head, other = torch.randn(50, 16), torch.randn(50, 16)
     wanted, hidden = torch.randn(tokens, 16), torch.randn(tokens, 16, requires_grad=True)
     expected = nn.functional.kl_div(
-        (hidden @ head.T).log_softmax(-1), (wanted @ head.T).log_softmax(-1), log_target=True, reduction="batchmean"
+        (hidden @ head.T).log_softmax(-1), (wanted @ other.T).log_softmax(-1), log_target=True, reduction="batchmean"
     )
     (gradient,) = torch.autograd.grad(expected, hidden)
 
-    loss = distillation.HeadDivergence.apply(hidden, wanted, head)
+    loss = distillation.HeadDivergence.apply(hidden, wanted, head, other)
     loss.backward()
 
     torch.testing.assert_close(loss, expected)

@@ -1,0 +1,70 @@
+"""Embeddings and lm_head in 4 bits, as `TABLE_FORMAT`: our own addition, the paper leaves them as they are.
+
+The rounding errors of an lm_head are weighed by the Hessian of what it reads; an embedding row is added to the
+hidden states as it is, so all its channels weigh the same. A tied table is both.
+"""
+
+from typing import Final
+
+import torch
+
+from squeeze10_kernels import QuantizedLinear
+from squeeze10_quantizer.decoder import Decoder
+from squeeze10_quantizer.group import Quantized, relative_error
+from squeeze10_quantizer.hessian import HessianSum, inverse
+from squeeze10_quantizer.hidden_states import BATCH_TOKENS
+from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.rounding import round_rows
+from squeeze10_quantizer.scales import bounded, fit_channel_scales
+
+EMBEDDING_SHARE: Final = 0.1
+"""Weight of every channel of a tied table as embeddings, in means of the lm_head's (LOG.md, 2026-11-24)."""
+IMPORTANCE_POWER: Final = -0.125
+"""Channels that weigh more get finer steps: c times their weight to this power (LOG.md, 2026-11-24)."""
+ROWS: Final = 8192
+"""Rows that are rounded at a time."""
+
+
+@torch.no_grad()
+def quantize_tables(decoder: Decoder, hidden: torch.Tensor, recipe: Recipe) -> dict[str, Quantized]:
+    """Quantize the embeddings and an untied lm_head; name to result.
+
+    Args:
+        hidden: Calibration states after the last decoder layer, `[samples, context, hidden]` fp32.
+    """
+    seen = head_hessian(decoder, hidden)
+    seen /= seen.diagonal().mean()
+    alike = torch.eye(len(seen), device=seen.device)
+    tied = decoder.shape.tied
+    hessians = {"model.embed_tokens": seen + EMBEDDING_SHARE * alike if tied else alike, "lm_head": seen}
+    results = {}
+    for name in decoder.shape.tables():
+        weight = decoder.source.tensor(f"{name}.weight").float().to(decoder.device)
+        table = quantize_table(weight, hessians[name], recipe)
+        results[name] = Quantized(table, relative_error(weight, table, hessians[name]))
+    return results
+
+
+def head_hessian(decoder: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+    """Of what the lm_head reads, `[hidden, hidden]`."""
+    norm = decoder.final_norm()
+    total = HessianSum(decoder.shape.hidden, decoder.device)
+    for part in hidden.split(max(1, BATCH_TOKENS // hidden.shape[1])):
+        total.add(norm(part.to(decoder.device)))
+    return total.value()
+
+
+def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) -> QuantizedLinear:
+    """Round `[vocabulary, hidden]` fp32, the channels that weigh most first (GPTQ's act-order)."""
+    weights = hessian.diagonal()
+    scales = bounded(fit_channel_scales(weight).float() * weights.clamp(min=1e-6) ** IMPORTANCE_POWER)
+    order = (weights * weight.square().mean(0)).argsort(descending=True, stable=True)
+    sorted_hessian = hessian[order][:, order]
+    inverse_hessian = inverse(sorted_hessian, recipe.damp_ratio) if recipe.compensate else None
+    salient = torch.ones(len(order), dtype=torch.bool, device=weight.device)
+    parts = [
+        round_rows(rows, rows, salient, scales[order], sorted_hessian, inverse_hessian)
+        for rows in weight[:, order].split(ROWS)
+    ]
+    codes, row_scales = (torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales"))
+    return QuantizedLinear(codes[:, order.argsort()].contiguous(), salient, row_scales, scales)

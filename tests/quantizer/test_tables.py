@@ -98,10 +98,22 @@ def test_a_run_stopped_before_the_tables_ends_with_the_same_bytes(
 def test_distillation_learns_under_the_quantized_tables(tmp_path: Path) -> None:
     """The student starts further away than with the original tables, and its tables stay."""
     model = write_tiny_model(tmp_path / "model")
+    licence = str(Path(__file__).parents[2] / "LICENSE")
     before = {}
     for bits in ("16", "4"):
-        tune = ["--tune", "distill", "--tune-steps", "2", "--distill-tokens", "256", "--head-bits", bits]
-        assert main(["quantize", str(model), str(tmp_path / bits), *SMALL, *tune, "--salient-ratio", "1"]) == 0
+        tune = [
+            "--tune",
+            "distill",
+            "--tune-steps",
+            "2",
+            "--distill-tokens",
+            "256",
+            "--head-bits",
+            bits,
+            "--salient-ratio",
+            "1",
+        ]
+        assert main(["quantize", str(model), str(tmp_path / bits), *SMALL, *tune, "--calibration", licence]) == 0
         report = json.loads((tmp_path / bits / "squeeze10_report.json").read_text())
         before[bits] = report["divergence"]["before"]
 

@@ -92,17 +92,25 @@ class Squeeze10LinearMethod(LinearMethodBase):
         """
         if not isinstance(layer.channel_scales, Squeeze10Parameter):
             return
+        self.check_loaded(layer)
+        self.repack(layer)
+        num_bytes = sum(parameter.nbytes for parameter in layer.parameters(recurse=False))
+        self.config.layer_loaded(num_bytes, ADVICE[self.layout])
+
+    def check_loaded(self, layer: torch.nn.Module) -> None:
+        """Raise `BadInput` unless every parameter was filled with valid values; fill them if vLLM never does."""
         parameters: dict[str, Squeeze10Parameter] = {suffix: getattr(layer, suffix) for suffix in SUFFIXES}
         if self.dummy and not any(parameter.filled for parameter in parameters.values()):
             fill_dummy(parameters, self.rank_format, self.rows, self.width)
         else:
             check_filled(parameters)
             check_values(parameters, self.names, self.rank_format, self.rows, self.width)
-        self.layout = repack(layer, self.config.weight_format.mask, self.dtype)
+
+    def repack(self, layer: torch.nn.Module) -> None:
+        """Bring the parameters into the form that the op reads, and compile what reads them."""
+        self.layout = repack(layer, self.rank_format.mask, self.dtype)
         if self.layout == "columns_triton":
             self.compile_kernels(layer)
-        num_bytes = sum(parameter.nbytes for parameter in layer.parameters(recurse=False))
-        self.config.layer_loaded(num_bytes, ADVICE[self.layout])
 
     @torch.no_grad()
     def compile_kernels(self, layer: torch.nn.Module) -> None:

@@ -8,7 +8,6 @@ from there. The layers are kept in OUT.partial; `questions.txt` is answered at t
 """
 
 import argparse
-import math
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from squeeze10_kernels import QuantizedLinear, dequantize, unpack_linear
+from squeeze10_kernels import dequantize
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer import block_tuning, distillation
 from squeeze10_quantizer.calibration import load_calibration
@@ -24,22 +23,15 @@ from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.lesson import distilled_layers, make_lesson
 from squeeze10_quantizer.loading import load_model
 from squeeze10_quantizer.partial import PartialOutput, Stage, partial_output
-from squeeze10_quantizer.perplexity import window_loss
+from squeeze10_quantizer.perplexity import perplexity
 from squeeze10_quantizer.pipeline import Job, choose_format
-from squeeze10_quantizer.quantize import quantize_all
+from squeeze10_quantizer.quantize import quantize_all, run_identity
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.training import Rates
 
 QUESTIONS = Path(__file__).with_name("questions.txt")
 TIMED_STEPS = 20
 RESERVE_SECONDS = 25
-
-
-def linear(layers: PartialOutput, stage: Stage, index: int, name: str) -> QuantizedLinear:
-    N, K = layers.shape.linears()[name]
-    suffixes = layers.weight_format.tensor_specs(N, K)
-    tensors = {suffix: layers.tensor(index, f"{layer_prefix(index)}.{name}.{suffix}", stage) for suffix in suffixes}
-    return unpack_linear(tensors, layers.weight_format, N, K)
 
 
 def measure(
@@ -50,13 +42,11 @@ def measure(
     for index in range(layers.shape.num_layers):
         for name in layers.shape.linears():
             weight = model.get_parameter(f"{layer_prefix(index)}.{name}.weight")
-            weight.data.copy_(dequantize(linear(layers, stage, index, name)))
+            weight.data.copy_(dequantize(layers.linear(index, name, stage)))
     for file, context in ((options.held_out, options.context), (options.measure, 2048)):
         if file:
-            ids = torch.tensor(tokenizer(file.read_text(encoding="utf-8"), verbose=False)["input_ids"])
-            windows = ids[: len(ids) // context * context].view(-1, context).to(model.device)
-            loss = sum(window_loss(model, window) for window in windows) / windows[:, 1:].numel()
-            print(f"{stage}: {file.name} perplexity {math.exp(loss):.3f}", flush=True)
+            ids = tokenizer(file.read_text(encoding="utf-8"), verbose=False)["input_ids"]
+            print(f"{stage}: {file.name} perplexity {perplexity(model, ids, context)['perplexity']:.3f}", flush=True)
     for question in QUESTIONS.read_text().splitlines():
         chat = [{"role": "user", "content": question}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -112,10 +102,12 @@ def main() -> None:
     decoder = Decoder(options.model, torch.device(options.device))
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     read = partial(load_calibration, tokenizer=tokenizer, context=options.context, seed=0)
-    identity = recipe.to_json() | {"rates": options.block_rates}
     weight_format, start = choose_format(decoder, recipe), time.time()
+    calibration = read(options.text, samples=recipe.samples)
+    identity = run_identity(decoder, recipe, weight_format, calibration, decoder.device)
+    identity |= {"rates": options.block_rates}
     with partial_output(options.out, identity, weight_format, decoder.shape) as layers:
-        quantize_all(Job(decoder, recipe, weight_format, read(options.text, samples=recipe.samples).tokens), layers)
+        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), layers)
         print(f"blocks {time.time() - start:.0f} s", flush=True)
         measure(options, layers, "layer", tokenizer)
         if options.seconds:

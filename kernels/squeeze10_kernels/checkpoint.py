@@ -1,7 +1,6 @@
 """A Hugging Face directory of safetensors shards, read without loading it; and a squeeze10 checkpoint on top."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from squeeze10_kernels.errors import BadInput
-from squeeze10_kernels.format import TABLE_FORMAT, WeightFormat, format_from_config
+from squeeze10_kernels.format import WeightFormat, format_from_config
 from squeeze10_kernels.linear import QuantizedLinear, check_linear, check_tensor, unpack_linear
 from squeeze10_kernels.llama import INPUT_GROUPS, LlamaShape, layer_prefix, shape_from_config
 
@@ -143,23 +142,21 @@ class Checkpoint:
     @cached_property
     def tables(self) -> dict[str, tuple[int, int]]:
         """Full name of every quantized table to `[vocabulary, hidden]`; none with 16-bit heads."""
-        return self.shape.tables() if self.weight_format.head_bits == 4 else {}
+        return self.shape.tables(self.weight_format.head_bits)
+
+    @cached_property
+    def quantized(self) -> dict[str, tuple[int, int]]:
+        """Full name of every linear and table to `(N, K)`."""
+        return self.linears | self.tables
 
     @cached_property
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name to shape of every tensor that is stored as it is."""
-        quantized = {f"{name}.weight" for name in self.tables}
-        return {name: shape for name, shape in self.shape.dense_tensors().items() if name not in quantized}
-
-    def layers(self) -> Iterator[tuple[str, WeightFormat, tuple[int, int]]]:
-        """Name, format and `(N, K)` of every linear and table."""
-        yield from ((name, self.weight_format, size) for name, size in self.linears.items())
-        yield from ((name, TABLE_FORMAT, size) for name, size in self.tables.items())
+        return self.shape.dense_tensors(self.weight_format.head_bits)
 
     def layer(self, name: str) -> QuantizedLinear:
         """Read and check one linear or table; `BadInput` names file and tensor."""
-        N, K = self.tables.get(name) or self.linears[name]
-        weight_format = TABLE_FORMAT if name in self.tables else self.weight_format
+        (N, K), weight_format = self.quantized[name], self.weight_format.of(name)
         suffixes = weight_format.tensor_specs(N, K)
         tensors = {suffix: self.directory.tensor(f"{name}.{suffix}") for suffix in suffixes}
         try:
@@ -190,8 +187,8 @@ def check_headers(checkpoint: Checkpoint) -> None:
     """Raise `BadInput` unless the files hold exactly the tensors that config.json implies."""
     entries = checkpoint.directory.entries
     expected: set[str] = set()
-    for name, weight_format, (N, K) in checkpoint.layers():
-        for suffix, (shape, dtype) in weight_format.tensor_specs(N, K).items():
+    for name, (N, K) in checkpoint.quantized.items():
+        for suffix, (shape, dtype) in checkpoint.weight_format.of(name).tensor_specs(N, K).items():
             tensor = f"{name}.{suffix}"
             expected.add(tensor)
             require(tensor, entries)

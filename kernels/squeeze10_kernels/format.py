@@ -95,6 +95,10 @@ class WeightFormat:
             "salient_mask": ((K // 8,) if by_row else (N, K // 8), torch.uint8),
         }
 
+    def of(self, name: str) -> "WeightFormat":
+        """Of a quantized tensor's owner by its full name: this one for decoder linears, `TABLE_FORMAT` for the rest."""
+        return self if name.startswith("model.layers.") else TABLE_FORMAT
+
     def to_config(self) -> dict[str, Any]:
         """The `quantization_config` of config.json; releases that know no `head_bits` but 16 read all without it."""
         config = {

@@ -39,28 +39,23 @@ class Decoder:
         rotary = self.skeleton.rotary_emb
         self.rotary = type(rotary)(config=config).to(device)
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Hidden states before the first layer: `[samples, context]` to `[samples, context, hidden]` fp32."""
-        table = self.source.tensor("model.embed_tokens.weight")
-        return nn.functional.embedding(tokens, table).float()
-
     def layer(self, index: int) -> nn.Module:
         """Decoder layer `index` in fp32 on the device."""
-        layer: nn.Module = self.skeleton.layers[index].to_empty(device=self.device)
-        prefix = f"{layer_prefix(index)}."
-        for name, parameter in layer.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(self.source.tensor(prefix + name))
-            if not parameter.isfinite().all():
-                raise BadInput(f"{self.source.path}: {prefix}{name} holds NaN or infinity; fetch the model again.")
-        return layer.eval().requires_grad_(False)
+        return self.filled(self.skeleton.layers[index], layer_prefix(index))
 
     def final_norm(self) -> nn.Module:
         """The norm after the last layer, in fp32 on the device."""
-        norm: nn.Module = self.skeleton.norm.to_empty(device=self.device)
-        with torch.no_grad():
-            norm.get_parameter("weight").copy_(self.source.tensor("model.norm.weight"))
-        return norm
+        return self.filled(self.skeleton.norm, "model.norm")
+
+    def filled(self, module: nn.Module, prefix: str) -> nn.Module:
+        """A part of the skeleton with its weights."""
+        module = module.to_empty(device=self.device)
+        for name, parameter in module.named_parameters(prefix):
+            with torch.no_grad():
+                parameter.copy_(self.source.tensor(name))
+            if not parameter.isfinite().all():
+                raise BadInput(f"{self.source.path}: {name} holds NaN or infinity; fetch the model again.")
+        return module.eval().requires_grad_(False)
 
     def drop(self, index: int) -> None:
         """Free the weights of layer `index`."""

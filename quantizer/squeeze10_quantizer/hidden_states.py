@@ -27,15 +27,21 @@ def resident_embeddings(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
 def fill(hidden: torch.Tensor, decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
     """Embed sample by sample into flat memory."""
     hidden = hidden.view(*tokens.shape, decoder.shape.hidden)
+    table = decoder.source.tensor("model.embed_tokens.weight")
     for sample, ids in zip(hidden, tokens, strict=True):
-        sample.copy_(decoder.embed(ids))
+        sample.copy_(nn.functional.embedding(ids, table))
     return hidden
+
+
+def batches(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of a few samples each."""
+    parts: tuple[torch.Tensor, ...] = hidden.split(max(1, BATCH_TOKENS // hidden.shape[1]))
+    return parts
 
 
 def advance(decoder: Decoder, layer: nn.Module, hidden: torch.Tensor, *, store: bool = True) -> None:
     """Run all samples through a layer; with `store`, `hidden` becomes its outputs."""
-    batch = max(1, BATCH_TOKENS // hidden.shape[1])
-    for part in hidden.split(batch):
+    for part in batches(hidden):
         outputs = decoder.run(layer, part)
         if store:
             part.copy_(outputs)

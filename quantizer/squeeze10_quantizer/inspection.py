@@ -89,7 +89,7 @@ def verify_checkpoint(path: Path) -> int:
     """
     checkpoint = open_checkpoint(path)
     verify_sums(path)
-    for name, _, _ in checkpoint.layers():
+    for name in checkpoint.quantized:
         checkpoint.layer(name)
     for index in range(checkpoint.shape.num_layers):
         check_group_copies(checkpoint, index)

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 
 from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_linear, unpack_linear
 from squeeze10_kernels.checkpoint import read_json
-from squeeze10_kernels.format import TABLE_FORMAT
 from squeeze10_kernels.llama import LlamaShape, layer_prefix
 from squeeze10_quantizer.directory import lock, replaced, write_json, write_safetensors
 from squeeze10_quantizer.distillation import Distillation
@@ -88,7 +87,7 @@ class PartialOutput:
         """Keep one decoder layer."""
         tensors = {f"{name}.latent": latent for name, latent in result.latents.items()}
         for name, linear in result.linears.items():
-            packed = pack_linear(linear.layer, self.format_of(name))
+            packed = pack_linear(linear.layer, self.weight_format.of(name))
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in packed.items()}
         errors = {name: linear.error for name, linear in result.linears.items()}
         loss = asdict(result.loss) if result.loss else None
@@ -122,21 +121,15 @@ class PartialOutput:
 
     def tables(self) -> dict[str, QuantizedLinear]:
         """The quantized embeddings and lm_head; empty with 16-bit heads."""
-        if self.weight_format.head_bits == 16:
-            return {}
-        index = self.shape.num_layers
-        return {name: self.unpacked(index, name, size) for name, size in self.shape.tables().items()}
+        tables = self.shape.tables(self.weight_format.head_bits)
+        return {name: self.unpacked(self.shape.num_layers, name, size) for name, size in tables.items()}
 
     def unpacked(self, index: int, full: str, size: tuple[int, int], stage: Stage = "layer") -> QuantizedLinear:
         """A linear or table by its full name."""
-        weight_format = self.format_of(full)
+        weight_format = self.weight_format.of(full)
         suffixes = weight_format.tensor_specs(*size)
         tensors = {suffix: self.tensor(index, f"{full}.{suffix}", stage) for suffix in suffixes}
         return unpack_linear(tensors, weight_format, *size)
-
-    def format_of(self, full: str) -> WeightFormat:
-        """Of a linear or table."""
-        return TABLE_FORMAT if full in self.shape.tables() else self.weight_format
 
     def latent(self, index: int, name: str) -> torch.Tensor:
         """The latents of one linear of a finished layer, by its name inside the layer."""

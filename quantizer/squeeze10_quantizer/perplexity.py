@@ -29,13 +29,18 @@ def evaluate_text(
         ids = tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"][:max_tokens]
     except UnicodeDecodeError as error:
         raise BadInput(f"{text} must be UTF-8 text: {error}.") from error
+    if len(ids) < 2:
+        raise BadInput(f"{text} must have at least 2 tokens; it has {len(ids)}.")
+    return perplexity(model, ids, context)
+
+
+def perplexity(model: PreTrainedModel, ids: list[int], context: int) -> dict[str, float | int]:
+    """`evaluate_text` of token ids, of which there are two at least."""
     windows = torch.tensor(ids).split(context)
     windows = [window for window in windows if len(window) == context] or [
         window for window in windows if len(window) > 1
     ]
-    if not windows:
-        raise BadInput(f"{text} must have at least 2 tokens; it has {len(ids)}.")
-    total = sum(window_loss(model, window.to(device)) for window in tqdm(windows, unit="window", desc="eval"))
+    total = sum(window_loss(model, window.to(model.device)) for window in tqdm(windows, unit="window", desc="eval"))
     predicted = sum(len(window) - 1 for window in windows)
     return {"perplexity": math.exp(total / predicted), "tokens": predicted}
 

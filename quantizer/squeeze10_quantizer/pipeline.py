@@ -34,6 +34,11 @@ class Job:
     weight_format: WeightFormat
     tokens: torch.Tensor
 
+    @property
+    def steps(self) -> range:
+        """Indices of the decoder layers, and with 4-bit heads one more, for the tables."""
+        return range(self.decoder.shape.num_layers + (self.weight_format.head_bits == 4))
+
 
 @dataclass(frozen=True, slots=True)
 class Streams:
@@ -77,9 +82,8 @@ def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[
         earlier: Layers finished by an earlier run.
     """
     layers = range(job.decoder.shape.num_layers)
-    steps = range(len(layers) + (job.weight_format.head_bits == 4))
-    if all(earlier.finished(index) for index in steps):
-        yield from ((index, None) for index in steps)
+    if all(earlier.finished(index) for index in job.steps):
+        yield from ((index, None) for index in job.steps)
         return
     streams = open_streams(job, spill)
     for index in layers:
@@ -92,7 +96,7 @@ def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[
             result = quantize_layer(job, layer, index, streams)
         job.decoder.drop(index)
         yield index, result
-    for index in steps[len(layers) :]:
+    for index in job.steps[len(layers) :]:
         yield index, None if earlier.finished(index) else quantize_head(job, streams)
 
 
@@ -149,8 +153,7 @@ def quantize_layer(job: Job, layer: nn.Module, index: int, streams: Streams) -> 
     quantized = {name: result.layer for name, result in results.items()}
     pass_over(job, layer, quantized, Streams(None, streams.quantized))
     full = {f"{prefix}.{name}": result for name, result in results.items()}
-    keep = recipe.tune == "distill"
-    return LayerResult(full, loss, {f"{prefix}.{name}": latent for name, latent in latents.items() if keep})
+    return LayerResult(full, loss, {f"{prefix}.{name}": latent for name, latent in latents.items()})
 
 
 def tuning_inputs(recipe: Recipe, streams: Streams) -> torch.Tensor | None:
@@ -172,7 +175,7 @@ def tune(
     streams: Streams,
     inputs: torch.Tensor | None,
 ) -> tuple[dict[str, Quantized], BlockLoss, dict[str, torch.Tensor]]:
-    """Tune a quantized layer: linears, loss, latents by name.
+    """Tune a quantized layer: linears, loss, latents by name if distillation is to go on from them.
 
     The original stream is past the layer afterwards, the quantized one still before it.
     """
@@ -188,7 +191,8 @@ def tune(
         for name in group:
             linear = tuned[name].quantized()
             after[name] = Quantized(linear, relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian))
-    return after, loss, {name: linear.latent.detach() for name, linear in tuned.items()}
+    goes_on = tuned if job.recipe.tune == "distill" else {}
+    return after, loss, {name: linear.latent.detach() for name, linear in goes_on.items()}
 
 
 def quantize_inputs(

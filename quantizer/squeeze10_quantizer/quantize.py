@@ -17,7 +17,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from squeeze10_kernels import BadInput, WeightFormat
-from squeeze10_kernels.format import TABLE_FORMAT
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.calibration import Calibration, load_calibration
 from squeeze10_quantizer.card import model_card
@@ -98,10 +97,9 @@ def read_text(model: Path, recipe: Recipe, text: Text) -> tuple[Calibration, Cal
 
 def quantize_all(job: Job, partial: PartialOutput) -> None:
     """Quantize the layers that `partial` lacks, showing progress and the time left."""
-    num_layers = job.decoder.shape.num_layers + (job.weight_format.head_bits == 4)
     with (
         tempfile.TemporaryDirectory(dir=partial.path, prefix=SPILL_PREFIX) as spill,
-        tqdm(total=num_layers, unit="layer", desc="quantize", dynamic_ncols=True) as progress,
+        tqdm(total=len(job.steps), unit="layer", desc="quantize", dynamic_ncols=True) as progress,
     ):
         for index, result in quantize_layers(job, Path(spill), partial):
             if result:
@@ -195,11 +193,8 @@ def export(
 
 def checkpoint_tensors(decoder: Decoder, weight_format: WeightFormat, partial: PartialOutput) -> dict[str, LazyTensor]:
     """Every tensor of the checkpoint: those stored as they are from the source, the linears from `partial`."""
-    tables = decoder.shape.tables() if weight_format.head_bits == 4 else {}
     tensors = {}
-    for name in decoder.shape.dense_tensors():
-        if name.removesuffix(".weight") in tables:
-            continue
+    for name in decoder.shape.dense_tensors(weight_format.head_bits):
         entry = decoder.source.entries[name]
         tensors[name] = LazyTensor(entry.shape, entry.dtype, bind(decoder.source.tensor, name))
     for index in range(decoder.shape.num_layers):
@@ -207,8 +202,8 @@ def checkpoint_tensors(decoder: Decoder, weight_format: WeightFormat, partial: P
             for suffix, (shape, dtype) in weight_format.tensor_specs(N, K).items():
                 name = f"{layer_prefix(index)}.{linear}.{suffix}"
                 tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, index, name, partial.last))
-    for table, size in tables.items():
-        for suffix, (shape, dtype) in TABLE_FORMAT.tensor_specs(*size).items():
+    for table, size in decoder.shape.tables(weight_format.head_bits).items():
+        for suffix, (shape, dtype) in weight_format.of(table).tensor_specs(*size).items():
             name = f"{table}.{suffix}"
             tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, decoder.shape.num_layers, name))
     return tensors

@@ -12,7 +12,7 @@ from squeeze10_kernels import QuantizedLinear
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import Quantized, relative_error
 from squeeze10_quantizer.hessian import HessianSum, inverse
-from squeeze10_quantizer.hidden_states import BATCH_TOKENS
+from squeeze10_quantizer.hidden_states import batches
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.scales import bounded, fit_channel_scales
@@ -49,7 +49,7 @@ def head_hessian(decoder: Decoder, hidden: torch.Tensor) -> torch.Tensor:
     """Of what the lm_head reads, `[hidden, hidden]`."""
     norm = decoder.final_norm()
     total = HessianSum(decoder.shape.hidden, decoder.device)
-    for part in hidden.split(max(1, BATCH_TOKENS // hidden.shape[1])):
+    for part in batches(hidden):
         total.add(norm(part.to(decoder.device)))
     return total.value()
 

@@ -138,6 +138,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
         default=True,
         help="half of the texts are chats, both sides by the model, if it has a chat template",
     )
+    command.add_argument("--temperature", type=float, default=1.0, help="below 1: plainer texts")
     command.add_argument("--seed", type=int, default=0)
     add_device(command)
 

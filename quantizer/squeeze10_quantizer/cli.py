@@ -174,6 +174,7 @@ def generate(options: argparse.Namespace) -> None:
         context=options.context,
         batch=options.batch,
         chats=options.chats,
+        temperature=options.temperature,
         seed=options.seed,
         device=device_of(options.device),
     )

@@ -22,14 +22,17 @@ PROMPT_TOKENS: Final = 24
 QUESTION_TOKENS: Final = 64
 """Of what a user says in a generated chat, at most."""
 USER_WORDS: Final = "USERWORDS"
+OPENERS: Final = ("", "What is", "", "Who", "", "Where", "", "When", "", "Why", "", "How", "", "Which", "", "Explain")
+"""How a user begins; left alone, a small model seldom lets him ask a plain question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A model that samples from its own probabilities."""
+    """A model that samples from its own probabilities, sharpened where the temperature is below 1."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    temperature: float
 
     def complete(self, prompts: list[str], longest: int) -> list[list[int]]:
         """Token ids of each prompt and what comes after it, to its end or `longest` tokens after the prompts."""
@@ -37,7 +40,7 @@ class Writer:
         tokens = tokens.to(self.model.device)
         width, ends = tokens["input_ids"].shape[1], self.ends()
         out: torch.Tensor = self.model.generate(  # type: ignore[operator]  # transformers hides that it is a method
-            **tokens, max_new_tokens=longest, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+            **tokens, max_new_tokens=longest, do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
             eos_token_id=sorted(ends), pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
         padding = (width - tokens["attention_mask"].sum(1)).tolist()
@@ -56,7 +59,8 @@ class Writer:
         if not found:
             raise BadInput("The model's chat template does not repeat what a user says; use --no-chats.")
         skip = len(self.tokenizer(begin, add_special_tokens=False)["input_ids"])
-        texts = (ids[skip:] for ids in self.complete([begin] * count, QUESTION_TOKENS))
+        prompts = [begin + words for words in islice(cycle(OPENERS), count)]
+        texts = (ids[skip:] for ids in self.complete(prompts, QUESTION_TOKENS))
         words = (str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in texts)
         chats = [user(part) for part in words if part]
         apply = self.tokenizer.apply_chat_template
@@ -72,6 +76,7 @@ def generate_text(
     context: int,
     batch: int,
     chats: bool,
+    temperature: float,
     seed: int,
     device: torch.device,
 ) -> int:
@@ -87,6 +92,7 @@ def generate_text(
         context: Of each text after its prompt, at most.
         batch: Texts that are written at once.
         chats: Whether to write chats, if the model has a chat template.
+        temperature: 1 samples the model's own probabilities.
 
     Returns:
         Tokens written.
@@ -97,12 +103,15 @@ def generate_text(
     for name, value in (("--tokens", tokens), ("--context", context), ("--batch", batch)):
         if value < 1:
             raise BadInput(f"{name} must be at least 1; got {value}.")
+    if not temperature > 0:
+        raise BadInput(f"--temperature must be above 0; got {temperature}.")
     refuse_existing(out)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     words = cycle(openings(text, tokenizer, seed))
-    writer = Writer(load_model(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device), tokenizer)
+    model = load_model(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    writer = Writer(model, tokenizer, temperature)
     torch.manual_seed(seed)
     written, asked = 0, batch // 2 if chats and tokenizer.chat_template else 0
     with (

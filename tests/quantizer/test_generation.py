@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from tiny_model import SMALL
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from squeeze10_quantizer import generation
 from squeeze10_quantizer.calibration import read_documents
 from squeeze10_quantizer.cli import BAD_DATA, STOPPED, main
-from squeeze10_quantizer.generation import cut, lines
+from squeeze10_quantizer.generation import OPENERS, Writer, cut, lines
 
 LICENSE = str(Path(__file__).parents[2] / "LICENSE")
 
@@ -56,6 +56,26 @@ def test_a_template_that_hides_the_user_is_refused(
 
     assert "--no-chats" in capsys.readouterr().err
     assert generate(model, tmp_path / "a.jsonl", "--no-chats") == 0
+
+
+def test_users_begin_with_plain_questions(tiny_model: Path, tmp_path: Path) -> None:
+    assert generate(tiny_model, tmp_path / "a.jsonl", "--batch", "32") == 0
+
+    chats = [text for text in texts_of(tmp_path / "a.jsonl") if text.startswith("user: ")]
+    assert {"What is", "Who", "How"} <= {word for word in OPENERS for chat in chats if chat[6:].startswith(word)}
+
+
+def test_a_low_temperature_gives_the_likeliest_text(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompt = "Licensed works"
+
+    (cold,) = Writer(model, tokenizer, temperature=1e-4).complete([prompt], 20)
+
+    greedy = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=20, do_sample=False)[0].tolist()
+    assert cold == greedy
+    assert Writer(model, tokenizer, temperature=1.0).complete([prompt], 20) != [greedy]
 
 
 def test_a_seed_gives_one_text(tiny_model: Path, tmp_path: Path) -> None:
@@ -105,7 +125,9 @@ def test_nothing_is_left_of_a_stopped_run(tiny_model: Path, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("more", [["--tokens", "0"], ["--context", "0"], ["--text", "absent.txt"]])
+@pytest.mark.parametrize(
+    "more", [["--tokens", "0"], ["--context", "0"], ["--temperature", "0"], ["--text", "absent.txt"]]
+)
 def test_nothing_is_left_of_a_refused_run(
     tiny_model: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

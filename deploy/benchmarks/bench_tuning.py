@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from ask_questions import answers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from squeeze10_kernels import dequantize
@@ -29,7 +30,6 @@ from squeeze10_quantizer.quantize import quantize_all, run_identity
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.training import Rates
 
-QUESTIONS = Path(__file__).with_name("questions.txt")
 TIMED_STEPS = 20
 RESERVE_SECONDS = 25
 
@@ -47,11 +47,7 @@ def measure(
         if file:
             ids = tokenizer(file.read_text(encoding="utf-8"), verbose=False)["input_ids"]
             print(f"{stage}: {file.name} perplexity {perplexity(model, ids, context)['perplexity']:.3f}", flush=True)
-    for question in QUESTIONS.read_text().splitlines():
-        chat = [{"role": "user", "content": question}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        out = model.generate(**inputs.to(model.device), max_new_tokens=40, do_sample=False)
-        print(f"{question} {tokenizer.decode(out[0][inputs['input_ids'].shape[1] :])!r}", flush=True)
+    print(*answers(model, tokenizer), sep="\n", flush=True)
 
 
 def distill(decoder: Decoder, windows: torch.Tensor, layers: PartialOutput, seconds: float) -> None:

@@ -49,7 +49,10 @@ def write_files(source: Path, directory: Path) -> None:
     config.rms_norm_eps = shortest(config.rms_norm_eps)
     config.save_pretrained(directory)
     GenerationConfig.from_model_config(config).save_pretrained(directory)
-    read_tokenizer(source).save_pretrained(directory)
+    tokenizer = read_tokenizer(source)
+    tokenizer.save_pretrained(directory)
+    # without transformers' indentation, which is half of it
+    tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     weights = read_weights(source, shape_from_config(config.to_dict()))
     write_safetensors(directory / "model.safetensors", weights)
 

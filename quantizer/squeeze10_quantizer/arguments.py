@@ -85,6 +85,12 @@ def add_tuning(command: argparse.ArgumentParser) -> None:
         "--distill-tokens", type=int, default=30_000_000, help="tokens of training for the whole model"
     )
     command.add_argument(
+        "--distill-codes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train codes and scales in distillation; off: scales only, for models whose training would not fit",
+    )
+    command.add_argument(
         "--checkpointing",
         action=argparse.BooleanOptionalAction,
         default=False,

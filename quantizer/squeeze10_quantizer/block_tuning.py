@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import nn
@@ -13,11 +13,12 @@ from torch import nn
 from squeeze10_kernels import QuantizedLinear
 from squeeze10_kernels.llama import INPUT_GROUPS
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.latent import CodedLinear, LatentLinear, TrainedLinear
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
+Trained = TypeVar("Trained", bound=TrainedLinear)
 RATES: Final = Rates(latent=3e-2, scales=3e-3)
 """The best of a screening on held-out text (LOG.md, 2026-11-23)."""
 HELD_OUT: Final = 16
@@ -86,6 +87,22 @@ def latent_linears(layer: nn.Module, start: dict[str, QuantizedLinear]) -> Itera
 
 def make_latent(layer: nn.Module, start: dict[str, QuantizedLinear]) -> dict[str, LatentLinear]:
     """Put a `LatentLinear` in the place of every linear of a decoder layer."""
+
+    def make(name: str, linear: nn.Linear, factors: nn.Parameter) -> LatentLinear:
+        return LatentLinear(start[name], linear.weight.detach(), linear.bias, factors)
+
+    return put_trained(layer, start, make)
+
+
+def make_coded(layer: nn.Module, start: dict[str, QuantizedLinear]) -> dict[str, CodedLinear]:
+    """Put a `CodedLinear` in the place of every linear of a decoder layer."""
+    return put_trained(layer, start, lambda name, linear, factors: CodedLinear(start[name], linear.bias, factors))
+
+
+def put_trained(
+    layer: nn.Module, start: dict[str, QuantizedLinear], make: Callable[[str, nn.Linear, nn.Parameter], Trained]
+) -> dict[str, Trained]:
+    """Replace every linear of a decoder layer; those of one input share the factors of its channels."""
     linears = {}
     for group in INPUT_GROUPS:
         scales = start[group[0]].channel_scales
@@ -93,7 +110,7 @@ def make_latent(layer: nn.Module, start: dict[str, QuantizedLinear]) -> dict[str
         for name in group:
             linear = layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            linears[name] = LatentLinear(start[name], linear.weight.detach(), linear.bias, factors)
+            linears[name] = make(name, linear, factors)
             layer.set_submodule(name, linears[name])
     return linears
 

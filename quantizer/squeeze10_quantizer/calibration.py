@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from squeeze10_kernels import BadInput
 
-
 DOCUMENTS: Final = 16
 """Tokenized at a time, on all cores."""
 

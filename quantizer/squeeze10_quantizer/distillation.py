@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.latent import TrainedLinear
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
 
 RATES: Final = Rates(latent=3e-3, scales=1e-3)
@@ -27,7 +27,7 @@ class Lesson:
     """Who learns from whom, and what they read.
 
     Attributes:
-        student: Its decoder linears are `LatentLinear`.
+        student: Its decoder linears are `TrainedLinear`.
         teacher: The original model.
         windows: Text, `[n, context]` token ids on their device.
     """
@@ -46,9 +46,9 @@ class Lesson:
         """The last windows, which are not trained on: whole batches, for which nothing is compiled anew."""
         return self.batch * max(1, len(self.windows) // (HELD_OUT * self.batch))
 
-    def linears(self) -> list[LatentLinear]:
+    def linears(self) -> list[TrainedLinear]:
         """What is trained."""
-        return [module for module in self.student.modules() if isinstance(module, LatentLinear)]
+        return [module for module in self.student.modules() if isinstance(module, TrainedLinear)]
 
 
 class Distillation:

@@ -17,21 +17,18 @@ LOWEST: Final = -SALIENT_OFFSET
 HIGHEST: Final = 15 - SALIENT_OFFSET
 
 
-class LatentLinear(nn.Module):
-    """A linear layer under training. Latents count in steps of their row: s1 for 1-bit weights, s4 for 4-bit ones.
+class TrainedLinear(nn.Module):
+    """A linear layer under training whose scales move; `LatentLinear`'s codes do too.
 
     Scales are factors on those that the layer started with, z4 an offset in steps of the first s4: so one learning
     rate fits every model.
 
     Attributes:
-        latent: `[N, K]` fp32; a 1-bit weight's code is its sign, a 4-bit weight's the nearest integer, plus 8.
         row_factors: `[N, 3]` fp32 on s1 and s4, and the change of z4.
         channel_factors: `[K]` fp32; one parameter for all linears of an input.
     """
 
-    def __init__(
-        self, start: QuantizedLinear, weight: torch.Tensor, bias: torch.Tensor | None, channel_factors: nn.Parameter
-    ) -> None:
+    def __init__(self, start: QuantizedLinear, bias: torch.Tensor | None, channel_factors: nn.Parameter) -> None:
         super().__init__()
         self.salient: torch.Tensor
         self.scales: torch.Tensor
@@ -40,17 +37,24 @@ class LatentLinear(nn.Module):
         self.register_buffer("scales", start.scales.float())
         self.register_buffer("channel_scales", start.channel_scales.float())
         self.bias = bias
-        self.latent = nn.Parameter(start_latent(start, weight))
-        self.row_factors = nn.Parameter(torch.tensor([1.0, 1.0, 0.0], device=weight.device).repeat(len(weight), 1))
+        self.row_factors = nn.Parameter(
+            torch.tensor([1.0, 1.0, 0.0], device=start.scales.device).repeat(len(start.scales), 1)
+        )
         self.channel_factors = channel_factors
 
+    def steps(self) -> torch.Tensor:
+        """Weights in steps of their row: ±1, or -8 to 7, `[N, K]` fp32."""
+        raise NotImplementedError
+
+    def stored_codes(self) -> torch.Tensor:
+        """`[N, K]` uint8."""
+        raise NotImplementedError
+
     def weight(self) -> torch.Tensor:
-        """What the codes mean, `[N, K]` fp32; gradients pass the rounding as if it were not there."""
-        sign = torch.where(self.latent >= 0, 1.0, -1.0)
-        level = self.latent.round().clamp(LOWEST, HIGHEST)
-        code = self.latent + (torch.where(self.salient, level, sign) - self.latent).detach()
+        """What the codes mean, `[N, K]` fp32."""
+        steps = self.steps()
         s1, s4, z4 = self.row_scales()
-        value = torch.where(self.salient, code * s4 + z4, code * s1)
+        value = torch.where(self.salient, steps * s4 + z4, steps * s1)
         return value * self.channel()
 
     def row_scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,9 +73,52 @@ class LatentLinear(nn.Module):
     @torch.no_grad()
     def quantized(self) -> QuantizedLinear:
         """The layer as it would be stored."""
+        scales = torch.cat(self.row_scales(), dim=1).half()
+        return QuantizedLinear(self.stored_codes(), self.salient, scales, self.channel().half())
+
+
+class LatentLinear(TrainedLinear):
+    """Codes come from latents, which count in steps of their row: s1 for 1-bit weights, s4 for 4-bit ones.
+
+    Attributes:
+        latent: `[N, K]` fp32; a 1-bit weight's code is its sign, a 4-bit weight's the nearest integer, plus 8.
+    """
+
+    def __init__(
+        self, start: QuantizedLinear, weight: torch.Tensor, bias: torch.Tensor | None, channel_factors: nn.Parameter
+    ) -> None:
+        super().__init__(start, bias, channel_factors)
+        self.latent = nn.Parameter(start_latent(start, weight))
+
+    def steps(self) -> torch.Tensor:
+        """Of the codes; gradients pass the rounding as if it were not there."""
+        sign = torch.where(self.latent >= 0, 1.0, -1.0)
+        level = self.latent.round().clamp(LOWEST, HIGHEST)
+        return self.latent + (torch.where(self.salient, level, sign) - self.latent).detach()
+
+    def stored_codes(self) -> torch.Tensor:
         levels = self.latent.round().clamp(LOWEST, HIGHEST) + SALIENT_OFFSET
-        codes = torch.where(self.salient, levels, (self.latent >= 0).float()).to(torch.uint8)
-        return QuantizedLinear(codes, self.salient, torch.cat(self.row_scales(), dim=1).half(), self.channel().half())
+        return torch.where(self.salient, levels, (self.latent >= 0).float()).to(torch.uint8)
+
+
+class CodedLinear(TrainedLinear):
+    """Codes stay as they are: a byte for a weight where latents and their optimizer take sixteen.
+
+    Attributes:
+        codes: `[N, K]` uint8.
+    """
+
+    def __init__(self, start: QuantizedLinear, bias: torch.Tensor | None, channel_factors: nn.Parameter) -> None:
+        super().__init__(start, bias, channel_factors)
+        self.codes: torch.Tensor
+        self.register_buffer("codes", start.codes)
+
+    def steps(self) -> torch.Tensor:
+        codes = self.codes.float()
+        return torch.where(self.salient, codes - SALIENT_OFFSET, 2 * codes - 1)
+
+    def stored_codes(self) -> torch.Tensor:
+        return self.codes
 
 
 def start_latent(start: QuantizedLinear, weight: torch.Tensor) -> torch.Tensor:

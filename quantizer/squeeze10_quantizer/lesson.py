@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from squeeze10_kernels import QuantizedLinear, dequantize
 from squeeze10_kernels.llama import layer_prefix
-from squeeze10_quantizer.block_tuning import make_latent
+from squeeze10_quantizer.block_tuning import make_coded, make_latent
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.distillation import Lesson
 from squeeze10_quantizer.group import Quantized
-from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.latent import TrainedLinear
 from squeeze10_quantizer.layer_result import LayerResult
 from squeeze10_quantizer.loading import load_model
 
@@ -31,12 +31,20 @@ class TunedLayers(Protocol):
         """The quantized embeddings and lm_head, which distillation leaves as they are."""
 
 
-def make_lesson(decoder: Decoder, tuned: TunedLayers, windows: torch.Tensor) -> Lesson:
-    """Both models on the device, in bf16 on a GPU, the student with latents; `windows`: `[n, context]` token ids."""
+def make_lesson(decoder: Decoder, tuned: TunedLayers, windows: torch.Tensor, *, codes: bool = True) -> Lesson:
+    """Both models on the device, in bf16 on a GPU.
+
+    Args:
+        windows: `[n, context]` token ids.
+        codes: Whether the student learns codes too, which takes latents; else its scales only.
+    """
     dtype = torch.bfloat16 if decoder.device.type == "cuda" else torch.float32
     student, teacher = (load_model(decoder.source.path, dtype, decoder.device).requires_grad_(False) for _ in range(2))
     for index, layer in enumerate(student.model.layers):
         start = {name: on_device(tuned.linear(index, name), decoder.device) for name in decoder.shape.linears()}
+        if not codes:
+            make_coded(layer, start)
+            continue
         for name, linear in make_latent(layer, start).items():
             with torch.no_grad():
                 linear.latent.copy_(tuned.latent(index, name))
@@ -58,6 +66,6 @@ def distilled_layers(student: PreTrainedModel) -> Iterator[LayerResult]:
         linears = {
             f"{layer_prefix(index)}.{name}": Quantized(module.quantized(), None)
             for name, module in layer.named_modules()
-            if isinstance(module, LatentLinear)
+            if isinstance(module, TrainedLinear)
         }
         yield LayerResult(linears)

@@ -191,7 +191,7 @@ def tune(
         for name in group:
             linear = tuned[name].quantized()
             after[name] = Quantized(linear, relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian))
-    goes_on = tuned if job.recipe.tune == "distill" else {}
+    goes_on = tuned if job.recipe.tune == "distill" and job.recipe.distill_codes else {}
     return after, loss, {name: linear.latent.detach() for name, linear in goes_on.items()}
 
 

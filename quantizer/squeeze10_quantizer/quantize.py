@@ -111,7 +111,7 @@ def quantize_all(job: Job, partial: PartialOutput) -> None:
 
 def distill_all(decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial: PartialOutput) -> dict[str, float]:
     """Distill what `partial` holds, keeping the state there; the divergence before and after, in nats a token."""
-    lesson = make_lesson(decoder, partial, windows)
+    lesson = make_lesson(decoder, partial, windows, codes=recipe.distill_codes)
     run = Distillation(lesson, tokens=recipe.distill_tokens, seed=recipe.seed, checkpointing=recipe.checkpointing)
     partial.forget("distilled")  # of a run that was stopped while it saved them
     before = partial.take_up(run)

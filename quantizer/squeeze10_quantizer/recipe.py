@@ -33,6 +33,8 @@ class Recipe:
         tune_inputs: What a layer reads meanwhile: 1, what it will read in the quantized model (as GPTAQ); 0, the
             original activations (as FIAS); between, a mixture.
         distill_tokens: Tokens of training for the whole model.
+        distill_codes: Train codes and scales of the whole model; off: scales only, for models whose latents (16 bytes
+            a weight, with their optimizer) do not fit.
         checkpointing: Keep the inputs of its layers only, and compute the rest again for their gradients.
         head_bits: Of the embeddings and lm_head: 16 leaves them as they are, 4 quantizes them after the layers.
         chunks: Forced number of chunks; None takes what the format's law gives for the model.
@@ -56,6 +58,7 @@ class Recipe:
     tune_steps: int = 400
     tune_inputs: float = 1.0
     distill_tokens: int = 30_000_000
+    distill_codes: bool = True
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

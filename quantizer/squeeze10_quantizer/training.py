@@ -1,14 +1,14 @@
 """What tuning a layer and tuning a model have in common: rates, optimizer, schedule, order of the samples."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import nn
 
-from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.latent import LatentLinear, TrainedLinear
 
 BATCH_TOKENS: Final = 8192
 """Tokens of a step."""
@@ -24,12 +24,12 @@ class Rates:
     scales: float
 
 
-def make_optimizer(linears: list[LatentLinear], rates: Rates) -> torch.optim.Adam:
-    """Adam over latents and scales; those that linears share once."""
-    latents = [linear.latent for linear in linears]
+def make_optimizer(linears: Sequence[TrainedLinear], rates: Rates) -> torch.optim.Adam:
+    """Adam over scales, those that linears share once, and over the latents of those that have them."""
+    latents = [linear.latent for linear in linears if isinstance(linear, LatentLinear)]
     scales = {id(p): p for linear in linears for p in (linear.row_factors, linear.channel_factors)}
     groups = [{"params": latents, "peak": rates.latent}, {"params": list(scales.values()), "peak": rates.scales}]
-    return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=latents[0].is_cuda)
+    return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=linears[0].scales.is_cuda)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ from random_layers import random_layer
 from torch import nn
 
 from squeeze10_kernels import QuantizedLinear, dequantize
-from squeeze10_quantizer.latent import LatentLinear
+from squeeze10_quantizer.latent import CodedLinear, LatentLinear
 
 
 def elements_layer() -> QuantizedLinear:
@@ -74,3 +74,19 @@ def test_gradients_are_those_of_the_weights_the_codes_mean() -> None:
     offsets = (target * layer.channel_scales.float() * layer.salient).sum(1) * s4[:, 0]
     torch.testing.assert_close(linear.row_factors.grad[:, 2], offsets, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(linear.channel_factors.grad, (target * dequantize(layer)).sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [random_layer(24, 64, 16), elements_layer()], ids=["columns", "elements"])
+def test_scales_train_alone_as_they_do_beside_latents(layer: QuantizedLinear) -> None:
+    coded = CodedLinear(layer, None, nn.Parameter(torch.ones(64)))
+    both = latent(layer, dequantize(layer))
+    target = torch.randn(24, 64)
+
+    for linear in (coded, both):
+        (linear.weight() * target).sum().backward()
+
+    torch.testing.assert_close(coded.weight(), dequantize(layer))
+    torch.testing.assert_close(coded.row_factors.grad, both.row_factors.grad)
+    torch.testing.assert_close(coded.channel_factors.grad, both.channel_factors.grad)
+    assert torch.equal(coded.quantized().codes, layer.codes)
+    assert sum(parameter.numel() for parameter in coded.parameters()) == 3 * 24 + 64

@@ -107,6 +107,20 @@ def test_distillation_comes_nearer_to_the_original(tiny_model: Path, tmp_path: P
     assert f"150000 tokens of letters.txt: divergence from the original {divergence['before']:.3f}" in card
 
 
+def test_scales_alone_come_nearer_and_leave_the_codes(tiny_model: Path, tmp_path: Path) -> None:
+    """For models whose latents do not fit: nothing may hold latents, and no code may change."""
+    assert main(command(tiny_model, tmp_path / "blocks", "blocks")) == 0
+    more = ["--no-distill-codes", "--distill-tokens", "150000"]
+
+    assert main(command(tiny_model, tmp_path / "scales", "distill", *more)) == 0
+
+    assert main(["verify", str(tmp_path / "scales")]) == 0
+    assert mean_divergence(tiny_model, tmp_path / "scales") < 0.98 * mean_divergence(tiny_model, tmp_path / "blocks")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("blocks", "scales"))
+    changed = {name.rsplit(".", 1)[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"scales", "channel_scales"}
+
+
 def test_tuning_that_harms_is_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates far too high for a model must not cost the user the model."""
     assert main(command(tiny_model, tmp_path / "none", "none")) == 0

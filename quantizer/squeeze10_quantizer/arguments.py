@@ -115,11 +115,27 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     """`squeeze10 eval`."""
     command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
-    command.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text")
+    command.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text, whose perplexity is taken")
+    command.add_argument(
+        "--tasks",
+        type=lambda names: [name.strip() for name in names.split(",")],
+        default=[],
+        metavar="NAME,...",
+        help="arc_easy, arc_challenge, boolq, winogrande: accuracy without examples, by lm-eval",
+    )
+    command.add_argument(
+        "--task-data",
+        type=Path,
+        metavar="DIR",
+        help="holds NAME.jsonl for every task; a line has query, choices (winogrande: continuation, context_options) "
+        "and gold, the index of the right choice",
+    )
+    command.add_argument("--batch", type=int, default=8, help="choices of tasks computed at once")
     command.add_argument("--context", type=int, default=2048, help="tokens of a window; windows do not overlap")
     command.add_argument("--max-tokens", type=int, default=None, help="read only the first tokens of the text")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(wrong_usage=command.error)
     add_device(command)
 
 

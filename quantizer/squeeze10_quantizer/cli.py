@@ -9,7 +9,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     add_inspect(add_command(commands, "inspect", inspect, "say a checkpoint's real bits and the error of every layer"))
-    add_eval(add_command(commands, "eval", evaluate, "perplexity of a text under a checkpoint or a plain model"))
+    add_eval(add_command(commands, "eval", evaluate, "perplexity and zero-shot tasks under a checkpoint or model"))
     command = add_command(commands, "verify", verify, "check every file, tensor and sum of a checkpoint")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
     command = add_command(commands, "dequantize", dequantize, "write a checkpoint as a plain bf16 model directory")
@@ -145,21 +145,40 @@ def print_summary(path: Path) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Print a perplexity."""
+    """Print a perplexity, the accuracy in tasks, or both."""
+    if not (options.text or options.tasks):
+        options.wrong_usage("one of --text and --tasks is required")
+    if options.tasks and not options.task_data:
+        options.wrong_usage("--tasks requires --task-data")
+    if options.batch < 1:
+        raise BadInput(f"--batch must be at least 1; got {options.batch}.")
     import torch
+    from transformers import AutoTokenizer
 
-    from squeeze10_quantizer.perplexity import evaluate_text
+    from squeeze10_quantizer.loading import load_model
+    from squeeze10_quantizer.perplexity import evaluate_text, read_text
+    from squeeze10_quantizer.tasks import evaluate_tasks, load_tasks
 
-    result = evaluate_text(
-        options.model,
-        options.text,
-        context=options.context,
-        max_tokens=options.max_tokens,
-        dtype=getattr(torch, options.dtype),
-        device=device_of(options.device),
-    )
-    line = json.dumps(result) if options.json else f"perplexity {result['perplexity']:.4f}, {result['tokens']} tokens"
-    print(line)
+    text = read_text(options.text) if options.text else None
+    tasks = load_tasks(options.tasks, options.task_data) if options.tasks else {}
+    model = load_model(options.model, getattr(torch, options.dtype), device_of(options.device))
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    result: dict[str, Any] = {}
+    if text is not None:
+        result |= evaluate_text(model, tokenizer, text, context=options.context, max_tokens=options.max_tokens)
+    if tasks:
+        result["tasks"] = evaluate_tasks(model, tokenizer, tasks, options.batch)
+    print(json.dumps(result) if options.json else "\n".join(evaluation_lines(result)))
+
+
+def evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
+    """What `evaluate` found, a line each."""
+    if "perplexity" in result:
+        yield f"perplexity {result['perplexity']:.4f}, {result['tokens']} tokens"
+    for name, found in result.get("tasks", {}).items():
+        metrics = [metric for metric in ("acc", "acc_norm") if metric in found]
+        shown = [f"{metric} {found[metric]:.4f} ± {found[f'{metric}_stderr']:.4f}" for metric in metrics]
+        yield f"{name}: {', '.join(shown)}, {found['items']} items"
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -5,32 +5,34 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from squeeze10_kernels import BadInput
-from squeeze10_quantizer.loading import load_model
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8."""
+    if not path.is_file():
+        raise BadInput(f"The text {path} does not exist.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} must be UTF-8 text: {error}.") from error
 
 
 def evaluate_text(
-    path: Path, text: Path, *, context: int, max_tokens: int | None, dtype: torch.dtype, device: torch.device
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, context: int, max_tokens: int | None
 ) -> dict[str, float | int]:
-    """Perplexity of the text file under the model directory or checkpoint at `path`.
+    """Perplexity of the text under the model.
 
     The text is tokenized as one string; within each window every token but the first is predicted.
 
     Returns:
         `perplexity`, and `tokens`: how many were predicted.
     """
-    if not text.is_file():
-        raise BadInput(f"The text {text} does not exist.")
-    model = load_model(path, dtype, device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    try:
-        ids = tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"][:max_tokens]
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{text} must be UTF-8 text: {error}.") from error
+    ids = tokenizer(text, verbose=False)["input_ids"][:max_tokens]
     if len(ids) < 2:
-        raise BadInput(f"{text} must have at least 2 tokens; it has {len(ids)}.")
+        raise BadInput(f"The text must have at least 2 tokens; it has {len(ids)}.")
     return perplexity(model, ids, context)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from squeeze10_quantizer.latent import TrainedLinear
+from squeeze10_quantizer.replay import Replayed
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
 
 RATES: Final = Rates(latent=3e-3, scales=1e-3)
@@ -75,9 +76,11 @@ class Distillation:
         if checkpointing:
             lesson.student.gradient_checkpointing_enable({"use_reentrant": False})
             lesson.student.train()
+        self.update: Callable[[torch.Tensor], torch.Tensor] = self.plain_update
         if lesson.windows.is_cuda:
             compile_layers(lesson.student)
             compile_layers(lesson.teacher)
+            self.update = Replayed(self.plain_update)
 
     def train(self, steps: int) -> float:
         """Go on for so many steps or to the end; the divergence of the last one, in nats a token."""
@@ -85,14 +88,18 @@ class Distillation:
         choices = orders(len(lesson.windows) - lesson.held_out, lesson.batch, self.seed)
         for chosen in islice(choices, self.step, min(self.step + steps, self.steps)):
             set_rates(self.optimizer, self.step, self.steps)
-            ids = lesson.windows[chosen.to(lesson.windows.device)]
-            loss = divergence(lesson.student, lesson.teacher, ids)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            loss = self.update(lesson.windows[chosen.to(lesson.windows.device)])
             self.step += 1
-        return float(loss.detach())
+        return float(loss)
+
+    def plain_update(self, ids: torch.Tensor) -> torch.Tensor:
+        """One step of Adam on `ids`, `[batch, context]`; the divergence before it."""
+        self.optimizer.zero_grad()
+        loss = divergence(self.lesson.student, self.lesson.teacher, ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
+        self.optimizer.step()
+        return loss.detach()
 
     def held_out_divergence(self) -> float:
         """Mean KL(teacher || student) over the held-out windows, in nats a token."""
@@ -135,13 +142,24 @@ def compile_layers(model: PreTrainedModel) -> None:
 def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Mean over the tokens of KL(teacher || student), in nats."""
     with torch.no_grad():
-        wanted = teacher.model(ids, use_cache=False).last_hidden_state
+        wanted = final_states(teacher, teacher.model.embed_tokens(ids))
         embeddings = student.model.embed_tokens(ids)
     # with a gradient the first layer runs as it was compiled for the others
-    hidden = student.model(inputs_embeds=embeddings.requires_grad_(), use_cache=False).last_hidden_state
+    hidden = final_states(student, embeddings.requires_grad_())
     heads = student.lm_head.weight, teacher.lm_head.weight
     loss: torch.Tensor = HeadDivergence.apply(hidden.flatten(0, 1), wanted.flatten(0, 1), *heads)  # type: ignore[no-untyped-call]
     return loss
+
+
+def final_states(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """What the lm_head reads, of embeddings `[batch, context, hidden]`; without the masks, which wait for the GPU."""
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    rotary = model.model.rotary_emb(hidden, positions)
+    for layer in model.model.layers:
+        out = layer(hidden, position_embeddings=rotary)
+        hidden = out if isinstance(out, torch.Tensor) else out[0]
+    states: torch.Tensor = model.model.norm(hidden)
+    return states
 
 
 class HeadDivergence(torch.autograd.Function):

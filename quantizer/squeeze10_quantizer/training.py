@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from squeeze10_quantizer.latent import LatentLinear, TrainedLinear
 
 BATCH_TOKENS: Final = 8192
 """Tokens of a step."""
+BETAS: Final = (0.9, 0.95)
 WARM_UP: Final = 0.05
 """Part of all steps in which the rates rise."""
 
@@ -28,8 +29,16 @@ def make_optimizer(linears: Sequence[TrainedLinear], rates: Rates) -> torch.opti
     """Adam over scales, those that linears share once, and over the latents of those that have them."""
     latents = [linear.latent for linear in linears if isinstance(linear, LatentLinear)]
     scales = {id(p): p for linear in linears for p in (linear.row_factors, linear.channel_factors)}
-    groups = [{"params": latents, "peak": rates.latent}, {"params": list(scales.values()), "peak": rates.scales}]
-    return torch.optim.Adam(groups, betas=(0.9, 0.95), fused=linears[0].scales.is_cuda)
+    groups: list[dict[str, Any]] = [
+        {"params": latents, "peak": rates.latent},
+        {"params": list(scales.values()), "peak": rates.scales},
+    ]
+    device = linears[0].scales.device
+    if device.type != "cuda":
+        return torch.optim.Adam(groups, betas=BETAS)
+    for group in groups:
+        group["lr"] = torch.zeros((), device=device)  # a graph that was captured reads it at every replay
+    return torch.optim.Adam(groups, betas=BETAS, fused=True, capturable=True)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -42,7 +51,11 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
     progress = (step + 1) / (steps + 1)
     share = min(progress / WARM_UP, (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        rate = group["peak"] * share
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def orders(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:

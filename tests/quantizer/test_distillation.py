@@ -12,6 +12,7 @@ from squeeze10_quantizer import distillation, training
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.latent import LatentLinear
 from squeeze10_quantizer.lesson import make_lesson
+from squeeze10_quantizer.loading import load_model
 
 
 def test_distillation_starts_from_the_latents_that_blocks_left(tiny_model: Path) -> None:
@@ -81,6 +82,17 @@ def test_divergence_and_its_gradient(tokens: int, monkeypatch: pytest.MonkeyPatc
 
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(hidden.grad, gradient)
+
+
+def test_states_without_masks_are_those_of_transformers(tiny_model: Path) -> None:
+    model = load_model(tiny_model, torch.float32, torch.device("cpu"))
+    ids = torch.randint(0, 256, (3, 40))
+
+    with torch.no_grad():
+        states = distillation.final_states(model, model.model.embed_tokens(ids))
+        expected = model.model(ids).last_hidden_state
+
+    torch.testing.assert_close(states, expected)
 
 
 def test_no_window_is_read_twice_in_a_round() -> None:

@@ -17,9 +17,10 @@ from vllm.model_executor.layers.linear import (
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.format import TensorSpec
 from squeeze10_kernels.layouts import ADVICE, Layout
+from squeeze10_kernels.spot_check import spot_check
 from squeeze10_kernels.tiles import gpu_of, warm_up_tokens
 from squeeze10_vllm.loading import check_filled, check_values, fill_dummy
-from squeeze10_vllm.op import linear
+from squeeze10_vllm.op import linear, packed_linear
 from squeeze10_vllm.parameters import InputsParameter, RowsParameter, Squeeze10Parameter, StreamParameter
 from squeeze10_vllm.repack import repack
 
@@ -114,12 +115,22 @@ class Squeeze10LinearMethod(LinearMethodBase):
 
     @torch.no_grad()
     def compile_kernels(self, layer: torch.nn.Module) -> None:
-        """Run every kernel that the layer will run, so that none is compiled while serving."""
+        """Run every kernel that the layer will run, so that none is compiled while serving, and none is wrong.
+
+        Raises:
+            BadInput: A kernel is.
+        """
         device = layer.get_parameter("qweight").device
         bias = getattr(layer, "bias", None)
+        read = layer.get_parameter
+        packed = packed_linear(
+            read("qweight"), read("scales"), read("channels"), read("channel_scales"), self.salient_channels
+        )
+        generator = torch.Generator(device).manual_seed(0)
         for tokens in warm_up_tokens(sum(self.rows), self.width, gpu_of(device)):
-            x = torch.zeros(tokens, self.width, dtype=self.dtype, device=device)
-            self.apply(layer, x)  # ranks above the first of a row-parallel layer leave the bias out
+            x = torch.randn(tokens, self.width, dtype=self.dtype, device=device, generator=generator)
+            # ranks above the first of a row-parallel layer leave the bias out
+            spot_check(self.apply(layer, x), x, packed)
             if bias is not None:
                 self.apply(layer, x, bias)
 

@@ -51,8 +51,7 @@ def mixed_linear(
         from squeeze10_kernels.mixed_linear import mixed_linear as fused_linear
 
         assert channels is not None
-        binary_units = -((salient_channels - x.shape[-1]) // BINARY_UNIT)  # rounded up
-        packed = PackedLinear(qweight, scales, channels, channel_scales, binary_units)
+        packed = packed_linear(qweight, scales, channels, channel_scales, salient_channels)
         y = fused_linear(rows.contiguous(), packed, bias)
     else:
         assert qweight_salient is not None
@@ -63,6 +62,18 @@ def mixed_linear(
         else:
             y = columns_linear(rows, *weights, bias)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def packed_linear(
+    qweight: torch.Tensor,
+    scales: torch.Tensor,
+    channels: torch.Tensor,
+    channel_scales: torch.Tensor,
+    salient_channels: int,
+) -> PackedLinear:
+    """What the fused kernels read, from the parameters of layout `columns_triton`."""
+    binary_units = -((salient_channels - len(channel_scales)) // BINARY_UNIT)  # rounded up
+    return PackedLinear(qweight, scales, channels, channel_scales, binary_units)
 
 
 def mixed_linear_shape(

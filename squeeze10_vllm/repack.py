@@ -2,7 +2,7 @@
 
 | layout           | where                           | parameters                                               |
 |------------------|---------------------------------|----------------------------------------------------------|
-| `columns_triton` | Hopper in bf16 and fp16         | `qweight`, `channels`: see `kernel_layout`               |
+| `columns_triton` | NVIDIA, 8.0 on, bf16 and fp16   | `qweight`, `channels`: see `kernel_layout`               |
 | `columns_int4`   | CPU in bf16                     | codes as torch's packed int4, `channels`: what they read |
 | `columns`        | elsewhere                       | codes as on disk, `channels`: their order                |
 | `elements`       | CUDA                            | codes and `salient_mask` as on disk                      |

@@ -1,20 +1,22 @@
 """Time the kernels against bf16 cuBLAS at the sizes of a LLaMA model, gather of the activations included.
 
     PYTHONPATH=kernels python deploy/benchmarks/bench_kernels.py --out results.csv [--commit ID] [--model M] [--sweep]
+        [--generic]
 
 Weights rotate through copies of more than twice the L2 cache, so that every launch reads them from memory. Launches
 are replayed from a CUDA graph; times are medians (p20, p80) of one launch. A kernel that is wrong is not timed.
-`--sweep` tries many tiles and reports with the best of every size; without it, with those of `tiles.py`.
+`--sweep` tries many tiles and reports with the best of every size; without it, with those of `tiles.py`. `--generic`
+times on any GPU what GPUs other than Hopper run, launches that do not overlap, as `mixed_linear_generic`.
 """
 
 import argparse
-import dataclasses
 import functools
 import gc
 import itertools
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from squeeze10_kernels.kernel_layout import to_kernel_layout
 from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.mixed_linear import launch
 from squeeze10_kernels.reference import scale_activations
-from squeeze10_kernels.tiles import Tile, WgmmaTile, gpu_of, select_tile
+from squeeze10_kernels.tiles import Gpu, Tile, WgmmaTile, gpu_of, select_tile
 
 AnyTile = Tile | WgmmaTile | None
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -46,6 +48,10 @@ MMA_SHAPES = (
     (64, 1, 8),
 )
 """Rows of a warp, groups, slices for up to 8 tokens, each with any unrolling."""
+WIDE_SHAPES = ((32, 1, 4), (32, 1, 8), (32, 2, 2), (32, 2, 4), (64, 1, 4), (64, 2, 2))
+"""For more, where there is no `wgmma`; each with any tokens and loops."""
+WIDE_LOOPS = ((True, 1), (True, 4), (False, 1))
+"""Paired, unroll."""
 # rows, tokens, chunks, stages, ahead, early, warps, registers, each with any split; compile_kernels.py shows their cost
 WGMMA_TILES = {
     16: ((64, 16, 4, 4, 3, True, 4, 80), (128, 16, 4, 4, 2, True, 8, 64)),
@@ -58,8 +64,12 @@ WGMMA_TILES = {
 SPLITS = (1, 2, 3, 4, 6, 8)
 
 
-def candidate_tiles(M: int, N: int) -> list[AnyTile]:
+def candidate_tiles(M: int, N: int, gpu: Gpu) -> list[AnyTile]:
     """For M tokens, without those that leave most of the GPU idle or split what fills it."""
+    if M > 8 and not gpu.hopper:
+        tokens = [tokens for tokens in (16, 32, 64) if tokens < 2 * M]
+        loops = itertools.product(WIDE_SHAPES, tokens, WIDE_LOOPS)
+        return [None, *(Tile(*shape, BM, paired, unroll) for shape, BM, (paired, unroll) in loops)]
     if M <= 8:
         shapes = itertools.product(MMA_SHAPES, (1, 2, 5))
         tiles = [Tile(*shape, 8, paired=True, unroll=unroll) for shape, unroll in shapes]
@@ -69,7 +79,7 @@ def candidate_tiles(M: int, N: int) -> list[AnyTile]:
     return [tile for tile in wide if tile.split == 1 or 60 < tile.split * tile.tiles(M, N) < 450]
 
 
-def compile_in_worker(tiles: list[AnyTile], shape: Shape) -> int:
+def compile_in_worker(tiles: list[AnyTile], shape: Shape, pdl: bool) -> int:
     """Fill Triton's disk cache; few rows are enough, what kernels are specialised on is as in `shape`."""
     _, K, S = shape
     salient = torch.arange(K, device="cuda") < S
@@ -79,32 +89,33 @@ def compile_in_worker(tiles: list[AnyTile], shape: Shape) -> int:
     x, failed = torch.zeros(2, K, dtype=torch.bfloat16, device="cuda"), 0
     for tile in tiles:
         try:
-            launch(x, packed, None, tile)
+            launch(x, packed, None, tile, pdl=pdl)
         except Exception as error:  # noqa: BLE001 - a tile that does not fit is left out of the sweep
             failed += 1
             print("does not compile:", tile, str(error)[:120], flush=True)
     return failed
 
 
-def compile_all(tiles: list[AnyTile], shape: Shape, workers: int) -> None:
+def compile_all(tiles: list[AnyTile], shape: Shape, workers: int, pdl: bool) -> None:
     start = time.time()
     batches = [tiles[i::workers] for i in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        failed = sum(pool.map(partial(compile_in_worker, shape=shape), batches))
+        failed = sum(pool.map(partial(compile_in_worker, shape=shape, pdl=pdl), batches))
     print(f"compiled {len(tiles) - failed} of {len(tiles)} tiles in {time.time() - start:.0f} s", flush=True)
 
 
 class Bench:
-    def __init__(self, out: Path, commit: str, dtype: torch.dtype) -> None:
+    def __init__(self, out: Path, commit: str, dtype: torch.dtype, gpu: Gpu) -> None:
         self.results = Results(out, commit)
         self.dtype = dtype
+        self.gpu = gpu
 
     def record(
         self, problem: Problem, tokens: int, what: str, times: tuple[float, float, float], *,
         moved: int = 0, tile: AnyTile = None, error: float = 0.0,
     ) -> None:  # fmt: skip
         N, K = problem.packed.out_features, problem.packed.in_features
-        name = "-".join(map(str, dataclasses.astuple(tile))) if tile else ""
+        name = "-".join(map(str, astuple(tile))) if tile else ""
         self.results.record(problem.name, N, K, tokens, what, times, moved=moved, tile=name, error=error)
 
     @functools.cache  # noqa: B019 - one bench lives as long as the process
@@ -124,11 +135,13 @@ class Bench:
     def time_tile(self, problem: Problem, tokens: int, tile: AnyTile, what: str, replays: int) -> float:
         """Gather and multiplication, as `mixed_linear` launches them."""
         x, expected = self.activations(problem, tokens)
-        error = relative_error(launch(x, problem.packed, None, tile), expected)
+        error = relative_error(launch(x, problem.packed, None, tile, pdl=self.gpu.pdl), expected)
         if not error < MAX_ERROR:
             print(f"WRONG, not timed: {problem.name} {tokens} tokens {tile}: error {error:.3g}", flush=True)
             return float("inf")
-        times = time_launches([partial(launch, x, copy, None, tile) for copy in problem.copies], replays)
+        times = time_launches(
+            [partial(launch, x, copy, None, tile, pdl=self.gpu.pdl) for copy in problem.copies], replays
+        )
         self.record(problem, tokens, what, times, moved=problem.packed_bytes, tile=tile, error=error)
         return times[0]
 
@@ -149,7 +162,8 @@ def floors(bench: Bench, problems: dict[str, Problem]) -> None:
         launches = [partial(_read_kernel[(len(w) // 4096,)], w, out, BLOCK=4096) for w in words]
         times = time_launches(launches, 20)
         bench.record(problem, 0, "read_only", times, moved=problem.packed.words.nbytes)
-        gather = time_launches([partial(gather_groups, bench.activations(problem, 1)[0], problem.packed)] * 20, 20)
+        one = partial(gather_groups, bench.activations(problem, 1)[0], problem.packed, pdl=bench.gpu.pdl)
+        gather = time_launches([one] * 20, 20)
         bench.record(problem, 1, "gather_only", gather)
         line.append(f"{name}: read {times[0]:.2f}, gather {gather[0]:.2f}")
     print("floors in us | " + " | ".join(line), flush=True)
@@ -159,8 +173,12 @@ def sweep(
     bench: Bench, problems: dict[str, Problem], shape: Shape, tokens: list[int], workers: int, seconds: float
 ) -> dict[tuple[int, str], AnyTile]:
     """The best tile for every (tokens, layer). `shape`: of the linear for which all are compiled ahead, in parallel."""
-    plans = {(M, name): candidate_tiles(M, problems[name].packed.out_features) for M in tokens for name in problems}
-    compile_all(list(dict.fromkeys(itertools.chain(*plans.values()))), shape, workers)
+    plans = {
+        (M, name): candidate_tiles(M, problems[name].packed.out_features, bench.gpu)
+        for M in tokens
+        for name in problems
+    }
+    compile_all(list(dict.fromkeys(itertools.chain(*plans.values()))), shape, workers, bench.gpu.pdl)
     best, start = {}, time.time()
     for (M, name), tiles in plans.items():
         ranked = []
@@ -175,18 +193,18 @@ def sweep(
         ranked.sort(key=lambda row: row[0])
         best.update({(M, name): ranked[0][1]} if ranked else {})
         for us, tile in ranked[:4]:
-            print(f"best {M:4d} {name:8s} {us:8.2f} us  {dataclasses.astuple(tile) if tile else ''}", flush=True)
+            print(f"best {M:4d} {name:8s} {us:8.2f} us  {astuple(tile) if tile else ''}", flush=True)
     return best
 
 
 def report(bench: Bench, problems: dict[str, Problem], best: dict[tuple[int, str], AnyTile], tokens: list[int]) -> None:
     print("\ntokens | cuBLAS / ours us, per layer | sums and speed-up", flush=True)
-    gpu = gpu_of(torch.device("cuda"))
+    what = "mixed_linear" if bench.gpu == gpu_of(torch.device("cuda")) else "mixed_linear_generic"
     for M in tokens:
         pairs = {}
         for name, problem in problems.items():
-            chosen = select_tile(M, problem.packed.out_features, problem.packed.in_features, gpu)
-            ours = bench.time_tile(problem, M, best.get((M, name), chosen), "mixed_linear", 20)
+            chosen = select_tile(M, problem.packed.out_features, problem.packed.in_features, bench.gpu)
+            ours = bench.time_tile(problem, M, best.get((M, name), chosen), what, 20)
             pairs[name] = (bench.time_cublas(problem, M), ours)
         base, ours = map(sum, zip(*pairs.values(), strict=True))
         cells = " | ".join(f"{name} {a:.1f}/{b:.1f}" for name, (a, b) in pairs.items())
@@ -203,11 +221,13 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--sweep-seconds", type=float, default=200, help="after compiling; the report follows anyway")
     parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--generic", action="store_true", help="what GPUs of compute capability 8.0 run")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     dtype = next(dtype for dtype, name in DTYPES.items() if name == arguments.dtype)
-    bench = Bench(arguments.out, arguments.commit, dtype)
+    gpu = gpu_of(torch.device("cuda"))
+    bench = Bench(arguments.out, arguments.commit, dtype, replace(gpu, capability=(8, 0)) if arguments.generic else gpu)
     shapes = MODELS[arguments.model]
     problems = {name: make_problem(name, shape) for name, shape in shapes.items()}
     gc.freeze()  # every capture collects garbage

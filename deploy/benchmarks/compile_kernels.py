@@ -1,14 +1,20 @@
-"""Compile the kernels for Hopper on a machine without a GPU: what their loops cost, and whether they wait as they must.
+"""Compile the kernels for a GPU that is not here: what their loops cost, whether they fit and wait as they must.
 
-    PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [--tokens M ...] [--dtype bf16]
+    PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [--arch 90 ...] [--tokens M ...] [--dtype bf16]
 
-One line for each tile that LLaMA2-7B's layers use: registers, spilled bytes, shared memory, and for its loops the
-instructions of a warp per 32 weights. STS in the loops of mixed_gemm would mean shared memory on the way. Exit code 1
-if a register of a running `wgmma` is written before the wait that ends it, which gives other bits in some launches.
+One line for each tile that LLaMA2-7B's layers (or `--layer N K`) use, then the gathers and the decoding: registers,
+spilled bytes, shared memory, and for their loops the instructions of a warp per 32 weights. Exit code 1 and the reason
+in the line if
+
+- a register of a running `wgmma` is written before the wait that ends it, which gives other bits in some launches;
+- `mixed_gemm` moves operands between lanes, which another version of Triton may do: see `PAIRS` and `ROW_MAJOR`;
+- a kernel has more shared memory than a block may have;
+- a kernel waits for the launch ahead on a GPU that cannot.
 """
 
 import argparse
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -23,15 +29,18 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from squeeze10_kernels.activations import ROW_BLOCK
+from squeeze10_kernels.activations import GROUP_BLOCK, ROW_BLOCK, _gather_groups_kernel, _gather_rows_kernel
+from squeeze10_kernels.decode_weights import DECODED_ROWS, _decode_kernel
 from squeeze10_kernels.mixed_gemm import _mixed_gemm_kernel
-from squeeze10_kernels.tiles import H200, Tile, WgmmaTile, select_tile
+from squeeze10_kernels.tiles import Gpu, Tile, WgmmaTile, select_tile
 from squeeze10_kernels.wgmma_gemm import _wgmma_gemm_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-HOPPER = GPUTarget("cuda", 90, 32)
 LAYERS = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
-COUNTED = ("LOP3", "SHF", "IMAD", "PRMT", "HADD2", "HMMA", "HGMMA", "LDS", "LDSM", "STS", "BAR", "LDG")
+COUNTED = ("LOP3", "SHF", "IMAD", "PRMT", "HADD2", "HMMA", "HGMMA", "SHFL", "LDS", "LDSM", "STS", "BAR", "LDG")
+MOVES = ("SHFL", "STS", "LDS", "LDSM")
+SHARED_KIB = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}
+"""That a block may have, by compute capability."""
 STORES = ("ST", "BAR", "BRA", "SYNCS", "UT", "R2UR", "WARPGROUP", "RED", "ISETP", "PLOP")
 """Opcodes whose first register is read, or a predicate."""
 Code = list[tuple[int, str, str]]
@@ -43,22 +52,43 @@ def signature(dtype: str, sizes: tuple[str, ...], others: dict[str, str]) -> dic
     return others | types | dict.fromkeys(sizes, "i32")
 
 
-def compile_mixed(tile: Tile, dtype: str, K: int) -> CompiledKernel:
+def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
     names = ("x_ptr", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "M", "N", "U1", "U4", "BLOCKS")
     types = signature(dtype, names[6:], {"x_ptr": f"*{dtype}", "words_ptr": "*i16"})
     rounds = -(-K // 320 // tile.slices)
     constants = {
         "HAS_BIAS": False, "ROWS": tile.rows, "GROUPS": tile.groups, "SLICES": tile.slices, "BM": tile.tokens,
         "ROUNDS": rounds, "RESIDENT": rounds <= tile.unroll, "PAIRED": tile.paired, "UNROLL": tile.unroll,
-        "BLOCK_S": 16, "ASM": True,
+        "BLOCK_S": 16, "ASM": True, "PDL": gpu.pdl,
     }  # fmt: skip
     return compile_kernel(
-        ASTSource, _mixed_gemm_kernel, names, types, constants,
+        ASTSource, _mixed_gemm_kernel, names, types, constants, gpu,
         num_warps=tile.groups * tile.slices, num_stages=1,
     )  # fmt: skip
 
 
-def compile_wgmma(tile: WgmmaTile, dtype: str, K: int) -> CompiledKernel:
+def compile_others(dtype: str, gpu: Gpu) -> Iterator[tuple[str, CompiledKernel]]:
+    """The gathers and, where it is launched, the decoding, with their names."""
+    names = ("x_ptr", "channels_ptr", "channel_scales_ptr", "out_ptr", "sums_ptr")
+    pointers = {"x_ptr": f"*{dtype}", "channels_ptr": "*i32", "channel_scales_ptr": "*fp16", "out_ptr": f"*{dtype}"}
+    sizes: tuple[str, ...] = ("K", "KP", "first_salient", "M")
+    types = signature(dtype, sizes, pointers)
+    constants = {"BLOCK": GROUP_BLOCK, "PDL": gpu.pdl}
+    yield "gather_groups", compile_kernel(ASTSource, _gather_groups_kernel, names + sizes, types, constants, gpu)
+    names, sizes = (*names, "zero_ptr"), ("M", "K", "KP", "first_salient", "zeros")
+    types = signature(dtype, sizes, pointers | {"zero_ptr": "*i32"})
+    for tokens in (1, 2, 8) if gpu.hopper else (2, 8):
+        constants = {"TOKENS": tokens, "BLOCK": ROW_BLOCK, "HALVES": gpu.hopper, "PDL": gpu.pdl}
+        kernel = compile_kernel(ASTSource, _gather_rows_kernel, names + sizes, types, constants, gpu)
+        yield f"gather_rows,{tokens}", kernel
+    if not gpu.hopper:
+        names, sizes = ("words_ptr", "scales_ptr", "out_ptr"), ("first_tile", "N", "rows", "U1", "U4")
+        types = signature(dtype, sizes, {"words_ptr": "*i16", "out_ptr": f"*{dtype}"})
+        constants = {"BN": DECODED_ROWS, "ASM": True}
+        yield "decode", compile_kernel(ASTSource, _decode_kernel, names + sizes, types, constants, gpu, num_warps=4)
+
+
+def compile_wgmma(tile: WgmmaTile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
     names = ("x_desc", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "partial_ptr", "arrived_ptr")
     sizes = ("M", "N", "U1", "U4", "BLOCKS")
     layout = gl.NVMMASharedLayout.get_default_for([tile.tokens, 64], gl.bfloat16)
@@ -70,22 +100,25 @@ def compile_wgmma(tile: WgmmaTile, dtype: str, K: int) -> CompiledKernel:
         "STAGES": tile.stages, "AHEAD": tile.ahead, "EARLY": tile.early,
     }  # fmt: skip
     return compile_kernel(
-        GluonASTSource, _wgmma_gemm_kernel, names + sizes, signature(dtype, sizes, others), constants,
+        GluonASTSource, _wgmma_gemm_kernel, names + sizes, signature(dtype, sizes, others), constants, gpu,
         num_warps=tile.warps, maxnreg=tile.registers,
     )  # fmt: skip
 
 
 def compile_kernel(
     source_type: type, kernel: object, names: tuple[str, ...], types: dict[str, str],
-    constants: dict[str, object], **options: int,
+    constants: dict[str, object], gpu: Gpu, **options: int,
 ) -> CompiledKernel:  # fmt: skip
     signature = {name: types[name] for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr") or name == "N"}
     signature |= dict.fromkeys(constants, "constexpr")
     source = source_type(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=HOPPER, options=options | {"launch_pdl": True})
+    major, minor = gpu.capability
+    target = GPUTarget("cuda", 10 * major + minor, 32)
+    return triton.compile(source, target=target, options=options | {"launch_pdl": gpu.pdl})
 
 
+@functools.cache
 def disassemble(kernel: CompiledKernel) -> tuple[Code, int, int]:
     """Instructions; registers; bytes of stack."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -140,36 +173,73 @@ def overwritten_in_flight(code: Code) -> Iterator[str]:
             yield f"{at:#x} {name}{rest}"
 
 
-def describe(tile: Tile | WgmmaTile, kernel: CompiledKernel) -> tuple[str, int]:
-    """A line, and how many instructions write what a `wgmma` still reads."""
+def moves_operands(code: Code) -> bool:
+    """Whether more than a few values, which are of the epilogue, change lanes before the last multiplication."""
+    names = [name for _, name, _ in code]
+    last = max(i for i, name in enumerate(names) if name == "HMMA")
+    return sum(name in MOVES for name in names[:last]) > names.count("HMMA") / 10
+
+
+def describe(tile: Tile | WgmmaTile | None, kernel: CompiledKernel) -> str:
     code, registers, stack = disassemble(kernel)
-    loops = matrix_loops(code)
-    faults = {fault for part in (code, *(body * 2 for body in loops)) for fault in overwritten_in_flight(part)}
     parts = [f"{registers:3d} regs {stack:3d} spill {kernel.metadata.shared:6d} smem"]
-    for body in loops:
+    for body in matrix_loops(code) if tile else []:
         counts = Counter(name for _, name, _ in body)
         # an HMMA takes 16 x 16 weights of a warp, an HGMMA 16 x 16 of each of its four
         weights = (counts["HGMMA"] + counts["HMMA"] / max(1, tile.tokens // 8)) * 256 / 32
         used = " ".join(f"{name} {counts[name] / weights:.3f}" for name in COUNTED if counts[name])
         parts.append(f"all {len(body) / weights:.2f} {used}")
-    return " | ".join(parts), len(faults)
+    return " | ".join(parts)
+
+
+def find_faults(tile: Tile | WgmmaTile | None, kernel: CompiledKernel, gpu: Gpu) -> Iterator[str]:
+    """What must not be."""
+    code, _, _ = disassemble(kernel)
+    loops = matrix_loops(code)
+    overwritten = {fault for part in (code, *(body * 2 for body in loops)) for fault in overwritten_in_flight(part)}
+    if overwritten:
+        yield f"{len(overwritten)} REGISTERS OVERWRITTEN IN FLIGHT"
+    if isinstance(tile, Tile) and moves_operands(code):
+        yield "OPERANDS MOVE BETWEEN LANES"
+    if kernel.metadata.shared > SHARED_KIB[gpu.capability] << 10:
+        yield "MORE SHARED MEMORY THAN A BLOCK MAY HAVE"
+    if not gpu.pdl and "griddepcontrol" in kernel.asm["ptx"]:
+        yield "WAITS FOR THE LAUNCH AHEAD"
+
+
+def compile_tile(tile: Tile | WgmmaTile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
+    if isinstance(tile, WgmmaTile):
+        return compile_wgmma(tile, dtype, K, gpu)
+    return compile_mixed(tile, dtype, K, gpu)
+
+
+def compile_all(
+    gpu: Gpu, tokens: list[int], layers: list[tuple[int, int]], dtype: str
+) -> Iterator[tuple[str, Tile | WgmmaTile | None, CompiledKernel]]:
+    """Name, tile and kernel of whatever these layers launch for these numbers of tokens."""
+    for tile, K in {tile: K for M in tokens for N, K in layers if (tile := select_tile(M, N, K, gpu))}.items():
+        yield ",".join(map(str, dataclasses.astuple(tile))), tile, compile_tile(tile, dtype, K, gpu)
+    for name, kernel in compile_others(dtype, gpu):
+        yield name, None, kernel
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    archs = [10 * major + minor for major, minor in SHARED_KIB]
+    parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=archs)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 32, 64, 128, 512, 4096])
+    parser.add_argument("--layer", type=int, nargs=2, help="output and input features, rather than LLaMA2-7B's")
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16"])
     arguments = parser.parse_args()
-    tiles = {tile: K for M in arguments.tokens for N, K in LAYERS if (tile := select_tile(M, N, K, H200))}
-    total = 0
-    for tile, K in tiles.items():
-        wgmma = isinstance(tile, WgmmaTile)
-        kernel = compile_wgmma(tile, arguments.dtype, K) if wgmma else compile_mixed(tile, arguments.dtype, K)
-        line, faults = describe(tile, kernel)
-        name = ",".join(map(str, dataclasses.astuple(tile)))
-        print(f"{name:40s} {line}" + f" | {faults} REGISTERS OVERWRITTEN IN FLIGHT" * bool(faults), flush=True)
-        total += faults
-    return int(total > 0)
+    layers = [tuple(arguments.layer)] if arguments.layer else list(LAYERS)
+    failed = False
+    for arch in arguments.arch:
+        gpu = Gpu(divmod(arch, 10), multiprocessors=132)
+        for name, tile, kernel in compile_all(gpu, arguments.tokens, layers, arguments.dtype):
+            faults = list(find_faults(tile, kernel, gpu))
+            print(f"sm_{arch:<3d} {name:34s} " + " | ".join([describe(tile, kernel), *faults]), flush=True)
+            failed |= bool(faults)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ def _gather_groups_kernel(
     first_salient,
     M,
     BLOCK: tl.constexpr,
-    ASM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    if ASM:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     m, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     k = block * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     channel = tl.load(channels_ptr + k, mask=k < KP, other=-1)
     real = channel >= 0
     scale = tl.load(channel_scales_ptr + channel, mask=real, other=0.0).to(tl.float32)
-    if ASM:
+    if PDL:
         tl.extra.cuda.gdc_wait()  # what was launched before has written its results
     x = tl.load(x_ptr + m * K + channel, mask=real, other=0.0).to(tl.float32)
     scaled = (x * scale).to(out_ptr.dtype.element_ty)
@@ -67,9 +67,9 @@ def _gather_rows_kernel(
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
     HALVES: tl.constexpr,
-    ASM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    if ASM:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # blocks of binary channels, then blocks of salient ones
     binary_blocks = tl.cdiv(first_salient, BLOCK)
@@ -83,7 +83,7 @@ def _gather_rows_kernel(
     channel = tl.load(channels_ptr + k, mask=inside, other=-1)
     real = channel >= 0
     scale = tl.load(channel_scales_ptr + channel, mask=real, other=0.0).to(tl.float32)
-    if ASM:
+    if PDL:
         tl.extra.cuda.gdc_wait()  # what was launched before has written its results
     if HALVES:
         zero = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * BLOCK + tl.arange(0, BLOCK)
@@ -98,12 +98,12 @@ def _gather_rows_kernel(
                 tl.store(sums_ptr + m * salient_blocks + salient_block, tl.sum(scaled.to(tl.float32), axis=0))
 
 
-def gather_groups(x: torch.Tensor, packed: PackedLinear, *, assembly: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def gather_groups(x: torch.Tensor, packed: PackedLinear, *, pdl: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """`x̃` of FORMAT.md as `mixed_gemm` reads it, and sums: of binary channels times their offset, of the rest.
 
     Args:
         x: `[M, K]`, contiguous.
-        assembly: False where inline assembly cannot run: in Triton's interpreter.
+        pdl: Start beside the launch ahead (programmatic dependent launch), which GPUs before Hopper cannot.
 
     Returns:
         Activations in the dtype of x, zero at padding channels, `[ceil(M / 8), KP / 32, 8, 4, 2, 4]` of `[group,
@@ -115,13 +115,13 @@ def gather_groups(x: torch.Tensor, packed: PackedLinear, *, assembly: bool = Tru
     sums = x.new_empty(M, 2, blocks, dtype=torch.float32)
     _gather_groups_kernel[(M, blocks)](
         x, packed.channels, packed.channel_scales, out, sums, K, KP, packed.binary_units * BINARY_UNIT, M,
-        BLOCK=GROUP_BLOCK, ASM=assembly, launch_pdl=assembly,
+        BLOCK=GROUP_BLOCK, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
     return out, sums
 
 
 def gather_halves(
-    x: torch.Tensor, packed: PackedLinear, zero: torch.Tensor, *, assembly: bool = True
+    x: torch.Tensor, packed: PackedLinear, zero: torch.Tensor, *, pdl: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`x̃` as `wgmma_gemm` reads it, and the sums of its salient channels; `zero`, int32, becomes zero.
 
@@ -131,17 +131,17 @@ def gather_halves(
     """
     blocks = triton.cdiv(packed.channels.shape[0] - packed.binary_units * BINARY_UNIT, ROW_BLOCK)
     sums = x.new_empty(len(x), blocks, dtype=torch.float32)
-    return _gather_rows(x, packed, sums, zero, halves=True, assembly=assembly), sums
+    return _gather_rows(x, packed, sums, zero, halves=True, pdl=pdl), sums
 
 
-def gather_channels(x: torch.Tensor, packed: PackedLinear, *, assembly: bool = True) -> torch.Tensor:
+def gather_channels(x: torch.Tensor, packed: PackedLinear, *, pdl: bool = False) -> torch.Tensor:
     """`x̃` in kernel order, `[M, KP]` in the dtype of x, zero at padding channels."""
     unused = x.new_empty(0)
-    return _gather_rows(x, packed, unused, unused, halves=False, assembly=assembly)
+    return _gather_rows(x, packed, unused, unused, halves=False, pdl=pdl)
 
 
 def _gather_rows(
-    x: torch.Tensor, packed: PackedLinear, sums: torch.Tensor, zero: torch.Tensor, *, halves: bool, assembly: bool
+    x: torch.Tensor, packed: PackedLinear, sums: torch.Tensor, zero: torch.Tensor, *, halves: bool, pdl: bool
 ) -> torch.Tensor:
     (M, K), KP, binary = x.shape, packed.channels.shape[0], packed.binary_units * BINARY_UNIT
     blocks = triton.cdiv(binary, ROW_BLOCK) + triton.cdiv(KP - binary, ROW_BLOCK)
@@ -151,7 +151,7 @@ def _gather_rows(
     tokens = 1 if M <= 128 else 2 if M <= 512 else 8
     _gather_rows_kernel[(triton.cdiv(M, tokens), blocks)](
         x, packed.channels, packed.channel_scales, out, sums, zero, M, K, KP, binary, zero.numel(),
-        TOKENS=tokens, BLOCK=ROW_BLOCK, HALVES=halves, ASM=assembly, launch_pdl=assembly,
+        TOKENS=tokens, BLOCK=ROW_BLOCK, HALVES=halves, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
     return out
 

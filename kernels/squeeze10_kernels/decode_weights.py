@@ -12,6 +12,9 @@ from squeeze10_kernels.unpacking import binary_offset, binary_weights, load_word
 SCRATCH_BYTES: Final = 64 << 20
 """Decoded rows at a time; 16 and 32 MiB, which stay in the L2 cache of an H200, are slower (LOG.md, 2026-11-22)."""
 
+DECODED_ROWS: Final = 4 * ROWS
+"""Rows of a program."""
+
 
 @triton.jit
 def _decode_kernel(
@@ -50,12 +53,19 @@ def _decode_kernel(
 
 def decode_rows_into(out: torch.Tensor, packed: PackedLinear, first_row: int, *, assembly: bool = True) -> None:
     """Rows from `first_row`, a multiple of 64, in kernel order and the dtype of `out` `[rows, KP]`."""
-    BN = 4 * ROWS
-    grid = (triton.cdiv(len(out), BN), packed.words.shape[0])
+    grid = (triton.cdiv(len(out), DECODED_ROWS), packed.words.shape[0])
     _decode_kernel[grid](
-        packed.words, packed.scales, out, first_row // BN, packed.out_features, len(out), packed.binary_units,
-        packed.salient_units, BN=BN, ASM=assembly, num_warps=4,
+        packed.words, packed.scales, out, first_row // DECODED_ROWS, packed.out_features, len(out), packed.binary_units,
+        packed.salient_units, BN=DECODED_ROWS, ASM=assembly, num_warps=4,
     )  # fmt: skip
+
+
+def chunk_rows(N: int, KP: int, scratch_bytes: int) -> int:
+    """Rows that are decoded at a time: as equal chunks of 128 rows as fit the scratch, one of them if none fits."""
+    most = max(1, scratch_bytes // (2 * 128 * KP))
+    blocks = -(-N // 128)
+    chunks = -(-blocks // most)
+    return -(-blocks // chunks) * 128
 
 
 def decoded_gemm(
@@ -68,8 +78,7 @@ def decoded_gemm(
 ) -> torch.Tensor:
     """`mixed_linear_reference` of gathered activations `[M, KP]`: `[M, N]`."""
     N, KP = packed.out_features, x.shape[1]
-    chunks = triton.cdiv(2 * N * KP, scratch_bytes)
-    rows = triton.cdiv(triton.cdiv(N, chunks), 128) * 128
+    rows = chunk_rows(N, KP, scratch_bytes)
     y, scratch = x.new_empty(len(x), N), x.new_empty(min(rows, N), KP)
     for first in range(0, N, rows):
         weights = scratch[: N - first]

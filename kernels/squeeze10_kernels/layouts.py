@@ -8,9 +8,11 @@ from squeeze10_kernels.format import Mask
 
 Layout = Literal["columns", "columns_int4", "columns_triton", "elements", "dense"]
 
-HOPPER: Final = (9, 0)
+FUSED: Final = (8, 0)
+"""Least compute capability that the fused kernels run on: bf16 in tensor cores begins with it."""
 ADVICE: Final[dict[Layout, str]] = {
-    "columns": "their weights are decoded in every step; fused kernels serve bfloat16 and float16 on Hopper GPUs.",
+    "columns": "their weights are decoded in every step; "
+    "fused kernels serve bfloat16 and float16 on NVIDIA GPUs from compute capability 8.0 on.",
     "columns_int4": "both parts are served as 4-bit weights by torch's int4 matmul.",
     "columns_triton": "fused kernels read them.",
     "elements": "their weights are decoded in every step, for which no fused kernel exists yet.",
@@ -24,8 +26,7 @@ def choose_layout(mask: Mask, device: torch.device, dtype: torch.dtype, capabili
         return "dense" if device.type == "cpu" else "elements"
     if device.type == "cpu":
         return "columns_int4" if dtype == torch.bfloat16 else "columns"
-    # the kernels are tuned and tested on Hopper; elsewhere their tiles may not fit
-    fused = capability == HOPPER and dtype in (torch.bfloat16, torch.float16)
+    fused = capability >= FUSED and dtype in (torch.bfloat16, torch.float16)
     return "columns_triton" if fused else "columns"
 
 

@@ -14,23 +14,52 @@ import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import PackedLinear
 from squeeze10_kernels.tiles import Tile
-from squeeze10_kernels.unpacking import binary_weights, load_words, salient_offset, salient_weights
+from squeeze10_kernels.unpacking import (
+    TRITON,
+    binary_weights,
+    load_by_warp,
+    load_words,
+    salient_offset,
+    salient_weights,
+)
 
 TINY: tl.constexpr = tl.constexpr(2.0**-60)
 """Stands for an s4 of zero, by which the accumulator is divided and multiplied."""
+PAIRS: tl.constexpr = tl.constexpr(TRITON >= (3, 8))
+"""Of 16 channels Triton gives a lane two neighbours from either half; 3.6 and 3.7 give it four neighbours.
+
+What is stored is for four. Both operands name the channels in the order that leaves them with their lane.
+"""
+
+
+@triton.jit
+def _left(weights):
+    """The left operand `[B, R, K]` from weights in kernel order."""
+    B: tl.constexpr = weights.shape[0]
+    R: tl.constexpr = weights.shape[1]
+    K: tl.constexpr = weights.shape[2]
+    if PAIRS:
+        fields = tl.reshape(weights, (B, R, K // 16, 4, 2, 2))  # [..., 16 channels, lane, half, pair]
+        weights = tl.reshape(tl.permute(fields, (0, 1, 2, 4, 3, 5)), (B, R, K))
+    return weights
 
 
 @triton.jit
 def _load_tokens(x_ptr, first_group, group_size, block, end, M, BM: tl.constexpr, J: tl.constexpr):
-    """Activations of `32 J` channels from blocks `[B]` of 32 channels on, zero from `end` on: `[B, 32 J, BM]`."""
+    """Right operand `[B, 32 J, BM]`: `32 J` channels from blocks `[B]` of 32 channels on, zero from `end` on."""
     B: tl.constexpr = block.shape[0]
     at = tl.arange(0, 256)[None, None, None, :]  # [token, lane, step, channel]: 8 channels of a token at once
     group = first_group + tl.arange(0, BM // 8)[None, :, None, None]
     vector = block[:, None, None, None] + tl.arange(0, J)[None, None, :, None]
     mask = (group * 8 + at // 32 < M) & (block < end)[:, None, None, None]
-    x = tl.load(x_ptr + group * group_size + vector * 256 + at, mask=mask, other=0.0)
-    fields = tl.reshape(x, (B, BM // 8, J, 8, 4, 2, 4))  # [B, group, vector, token, lane, step, channel]
-    return tl.reshape(tl.permute(fields, (0, 2, 5, 4, 6, 1, 3)), (B, 32 * J, BM))
+    x = load_by_warp(x_ptr + group * group_size + vector * 256 + at, mask)
+    if PAIRS:
+        fields = tl.reshape(x, (B, BM // 8, J, 8, 4, 2, 2, 2))  # [B, group, vector, token, lane, step, half, pair]
+        fields = tl.permute(fields, (0, 2, 5, 6, 4, 7, 1, 3))
+    else:
+        fields = tl.reshape(x, (B, BM // 8, J, 8, 4, 2, 4))  # [B, group, vector, token, lane, step, channel]
+        fields = tl.permute(fields, (0, 2, 5, 4, 6, 1, 3))
+    return tl.reshape(fields, (B, 32 * J, BM))
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -57,6 +86,7 @@ def _mixed_gemm_kernel(
     UNROLL: tl.constexpr,
     BLOCK_S: tl.constexpr,
     ASM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     B: tl.constexpr = SLICES * GROUPS
@@ -87,7 +117,7 @@ def _mixed_gemm_kernel(
         for i in tl.static_range(ROUNDS):
             held += (load_words(words_ptr, first_unit + i * SLICES, U1, row_tile, N),)  # type: ignore[assignment]
             held4 += (load_words(words_ptr, U1 + first_unit + i * SLICES, U1 + U4, row_tile, N),)  # type: ignore[assignment]
-    if ASM:
+    if PDL:
         tl.extra.cuda.gdc_wait()  # what was launched before has written its results: activations may be read
     block = tl.arange(0, BLOCK_S)
     sums = sums_ptr + m[:, None] * (2 * BLOCKS) + block[None, :]
@@ -99,8 +129,8 @@ def _mixed_gemm_kernel(
             unit = first_unit + i * SLICES
             x = _load_tokens(x_ptr, first_group, group_size, unit * 8, U1 * 8, M, BM, 8)
             x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
-            acc = tl.dot(binary_weights(held[i], dtype, ASM), x, acc)
-            acc4 = tl.dot(salient_weights(held4[i], dtype, ASM), x4, acc4)
+            acc = tl.dot(_left(binary_weights(held[i], dtype, ASM)), x, acc)
+            acc4 = tl.dot(_left(salient_weights(held4[i], dtype, ASM)), x4, acc4)
     else:
         for i in tl.range(ROUNDS if PAIRED else rounds1, loop_unroll_factor=UNROLL):
             unit = first_unit + i * SLICES
@@ -109,8 +139,8 @@ def _mixed_gemm_kernel(
             if PAIRED:
                 words4 = load_words(words_ptr, U1 + unit, U1 + U4, row_tile, N)
                 x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
-                acc4 = tl.dot(salient_weights(words4, dtype, ASM), x4, acc4)
-            acc = tl.dot(binary_weights(words, dtype, ASM), x, acc)
+                acc4 = tl.dot(_left(salient_weights(words4, dtype, ASM)), x4, acc4)
+            acc = tl.dot(_left(binary_weights(words, dtype, ASM)), x, acc)
 
     # one accumulator for both parts, in units of s4
     ratio = tl.reshape(s1 / unit_scale, (GROUPS, ROWS))
@@ -121,8 +151,8 @@ def _mixed_gemm_kernel(
             unit = first_unit + i * SLICES
             words4 = load_words(words_ptr, U1 + unit, U1 + U4, row_tile, N)
             x4 = _load_tokens(x_ptr, first_group, group_size, U1 * 8 + unit * 2, U1 * 8 + U4 * 2, M, BM, 2)
-            acc = tl.dot(salient_weights(words4, dtype, ASM), x4, acc)
-    if ASM:
+            acc = tl.dot(_left(salient_weights(words4, dtype, ASM)), x4, acc)
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.reshape(tl.sum(tl.reshape(acc, (SLICES, GROUPS, ROWS, BM)), axis=0), (BN, BM))
 
@@ -141,6 +171,7 @@ def mixed_gemm(
     bias: torch.Tensor | None,
     *,
     tile: Tile,
+    pdl: bool = False,
     assembly: bool = True,
 ) -> torch.Tensor:
     """`mixed_linear_reference` of gathered activations.
@@ -149,6 +180,7 @@ def mixed_gemm(
         x, sums: From `gather_groups`.
         bias: `[N]` or None.
         tile: How to cut the work.
+        pdl: Start beside the launch ahead (programmatic dependent launch), which GPUs before Hopper cannot.
         assembly: False where inline assembly cannot run: in Triton's interpreter.
 
     Returns:
@@ -165,7 +197,7 @@ def mixed_gemm(
         ROWS=tile.rows, GROUPS=tile.groups, SLICES=tile.slices, BM=tile.tokens,
         ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=tile.paired, UNROLL=tile.unroll,
         BLOCK_S=max(16, triton.next_power_of_2(sums.shape[2])),
-        ASM=assembly,
-        num_warps=tile.groups * tile.slices, num_stages=1, launch_pdl=assembly,
+        ASM=assembly, PDL=pdl,
+        num_warps=tile.groups * tile.slices, num_stages=1, launch_pdl=pdl,
     )  # fmt: skip
     return y

@@ -10,24 +10,34 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What decides about tiles.
+    """What decides about kernels and tiles.
 
     Attributes:
-        hopper: Has `wgmma`: compute capability 9.
+        capability: CUDA compute capability, (8, 0) at least.
         multiprocessors: Programs that run side by side, if a multiprocessor holds one.
     """
 
-    hopper: bool
+    capability: tuple[int, int]
     multiprocessors: int
 
+    @property
+    def hopper(self) -> bool:
+        """Has `wgmma`, which later ones have not."""
+        return self.capability[0] == 9
 
-H200: Final = Gpu(hopper=True, multiprocessors=132)
+    @property
+    def pdl(self) -> bool:
+        """Has programmatic dependent launch: `griddepcontrol`."""
+        return self.capability >= (9, 0)
+
+
+H200: Final = Gpu((9, 0), multiprocessors=132)
 
 
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
     properties = torch.cuda.get_device_properties(device)
-    return Gpu(properties.major == 9, properties.multi_processor_count)
+    return Gpu((properties.major, properties.minor), properties.multi_processor_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,8 @@ class WgmmaTile:
 
 
 # By bucket: the tile for up to so many output features. The best of sweeps on an H200 over the layers of LLaMA2-7B,
-# mma on 2026-11-22, wgmma on 2026-11-23 (LOG.md); few output features need more warps for their rows.
+# mma on 2026-11-22, wgmma on 2026-11-23 (LOG.md); few output features need more warps for their rows. Other GPUs take
+# the mma tiles as they are: none was swept.
 _MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),

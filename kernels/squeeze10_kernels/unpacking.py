@@ -16,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
+TRITON: Final = tuple(map(int, triton.__version__.split(".")[:2]))
+ROW_MAJOR: tl.constexpr = tl.constexpr(TRITON >= (3, 7))
+"""Triton spreads the warps of a load over its last dimensions first; 3.6 over its first one, then over the others."""
 BF16_SALIENT_OFFSET: Final = 24
 """`salient_weights` in bf16 gives code + 16, that is (code - 8) + 24: an exponent over the code, no subtraction."""
 FP16_SALIENT_OFFSET: Final = 136
@@ -88,6 +91,21 @@ FOUR: tl.constexpr = tl.constexpr("=r,=r,=r,=r,r")
 
 
 @triton.jit
+def load_by_warp(pointers, mask):
+    """What lies at `[B, n, 256]` or `[B, n, n', 256]`, zero off the mask, each of B in a warp of its own."""
+    mask = tl.broadcast_to(mask, pointers.shape)
+    if ROW_MAJOR and len(pointers.shape) == 3:
+        x = tl.load(tl.permute(pointers, (1, 0, 2)), mask=tl.permute(mask, (1, 0, 2)), other=0)
+        x = tl.permute(x, (1, 0, 2))
+    elif ROW_MAJOR:
+        x = tl.load(tl.permute(pointers, (1, 2, 0, 3)), mask=tl.permute(mask, (1, 2, 0, 3)), other=0)
+        x = tl.permute(x, (2, 0, 1, 3))
+    else:
+        x = tl.load(pointers, mask=mask, other=0)
+    return x
+
+
+@triton.jit
 def load_words(words_ptr, unit, end, row_tile, N):
     """Words of units `[B]` for row tiles `[B, T]` of 16 rows: `[B, T, 8, 4, 4, 2]` int16.
 
@@ -96,7 +114,7 @@ def load_words(words_ptr, unit, end, row_tile, N):
     tiles = tl.cdiv(N, 16)
     unit, row_tile = unit[:, None, None], row_tile[:, :, None]
     at = words_ptr + (unit * tiles + row_tile) * 256 + tl.arange(0, 256)[None, None, :]
-    words = tl.load(at, mask=(row_tile < tiles) & (unit < end), other=0)
+    words = load_by_warp(at, (row_tile < tiles) & (unit < end))
     return tl.reshape(words, (words.shape[0], words.shape[1], 8, 4, 4, 2))
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from squeeze10_kernels.tiles import H200, MMA_BUCKETS, Gpu, Tile, WgmmaTile, select_tile, warm_up_tokens
 
-GPUS = [H200, Gpu(hopper=True, multiprocessors=78), Gpu(hopper=False, multiprocessors=108)]
+GPUS = [H200, Gpu((9, 0), 78), Gpu((8, 0), 108), Gpu((8, 6), 82), Gpu((12, 0), 170)]
 LAYERS = [
     (1, 8),
     (64, 4096),
@@ -58,3 +58,31 @@ def test_work_is_split_until_every_multiprocessor_has_some() -> None:
     wide = select_tile(4096, 22016, 4096, H200)
     assert isinstance(wide, WgmmaTile)
     assert wide.split == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "hopper", "pdl"),
+    [
+        ((8, 0), False, False),
+        ((8, 9), False, False),
+        ((9, 0), True, True),
+        ((10, 0), False, True),
+        ((12, 0), False, True),
+    ],
+)
+def test_only_hopper_gets_its_own_tiles(capability: tuple[int, int], hopper: bool, pdl: bool) -> None:
+    gpu = Gpu(capability, multiprocessors=100)
+
+    tiles = [select_tile(M, 4096, 4096, gpu) for M in (8, 16, 128, 129)]
+
+    assert gpu.pdl == pdl
+    kinds = [type(tile) for tile in tiles]
+    assert kinds == ([Tile, *[WgmmaTile] * 3] if hopper else [Tile, Tile, Tile, type(None)])
+
+
+def test_off_hopper_the_number_of_multiprocessors_decides_nothing() -> None:
+    small, large = Gpu((8, 6), 28), Gpu((12, 0), 170)
+
+    for M in (1, 16, 128, 300):
+        assert select_tile(M, 4096, 4096, small) == select_tile(M, 4096, 4096, large)
+    assert warm_up_tokens(4096, 4096, small) == warm_up_tokens(4096, 4096, large)

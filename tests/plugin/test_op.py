@@ -8,7 +8,7 @@ import torch
 from assertions import assert_close
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, mixed_linear_reference, pack_linear
-from squeeze10_kernels.layouts import HOPPER, Layout, choose_layout
+from squeeze10_kernels.layouts import Layout, choose_layout
 from squeeze10_vllm.op import linear
 from squeeze10_vllm.repack import repack
 
@@ -101,13 +101,16 @@ def test_no_tokens(generator: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("mask", "device", "dtype", "capability", "layout"),
     [
-        ("columns", "cuda", torch.bfloat16, HOPPER, "columns_triton"),
-        ("columns", "cuda", torch.float16, HOPPER, "columns_triton"),
-        ("columns", "cuda", torch.float32, HOPPER, "columns"),
-        ("columns", "cuda", torch.bfloat16, (8, 0), "columns"),
+        ("columns", "cuda", torch.bfloat16, (8, 0), "columns_triton"),
+        ("columns", "cuda", torch.float16, (8, 6), "columns_triton"),
+        ("columns", "cuda", torch.bfloat16, (9, 0), "columns_triton"),
+        ("columns", "cuda", torch.bfloat16, (12, 0), "columns_triton"),
+        ("columns", "cuda", torch.float32, (9, 0), "columns"),
+        ("columns", "cuda", torch.float16, (7, 5), "columns"),
+        ("columns", "cuda", torch.bfloat16, (0, 0), "columns"),
         ("columns", "cpu", torch.bfloat16, (0, 0), "columns_int4"),
         ("columns", "cpu", torch.float16, (0, 0), "columns"),
-        ("elements", "cuda", torch.bfloat16, HOPPER, "elements"),
+        ("elements", "cuda", torch.bfloat16, (9, 0), "elements"),
         ("elements", "cpu", torch.bfloat16, (0, 0), "dense"),
     ],
 )

@@ -46,9 +46,11 @@ def main() -> None:
             squeeze10("quantize", str(options.model), str(out), *calibration, *shlex.split(flags))
             summary = json.loads(squeeze10("inspect", str(out), "--json"))
             errors = [layer["relative_output_error"] for layer in summary["layers"]]
+            # a distilled layer was not to stay near its original
+            mean = "unknown" if None in errors else f"{sum(errors) / len(errors):.4f}"
             print(
                 f"{flags}: {summary['bits_per_weight']:.3f} bits, {summary['model_bits_per_weight']:.3f} in the model, "
-                f"layer error {sum(errors) / len(errors):.4f}, perplexity {perplexity(out, options):.2f}",
+                f"layer error {mean}, perplexity {perplexity(out, options):.2f}",
                 flush=True,
             )
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 wrong usage, 65 bad data, 69 serving does not work here (`
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -30,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.words = words
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `inspect CKPT | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it ends
+        return 128 + signal.SIGPIPE
     except BadInput as error:
         return fail(str(error), BAD_DATA)
     except RuntimeError as error:

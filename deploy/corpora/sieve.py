@@ -1,0 +1,50 @@
+"""What stays of all paragraphs: none that an evaluation shares, and none twice."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corpora.paragraphs import Document
+from tuning_text import texts_of, words_of
+
+WORDS = 10
+"""Shorter than the run of `tuning_text`, which looks at whole lines afterwards: dropping a paragraph costs little."""
+
+SHORT = 60
+"""Characters up to which a paragraph may come again."""
+
+
+@dataclass(slots=True)
+class Sieve:
+    """Lets a paragraph through once.
+
+    Attributes:
+        forbidden: Hashes of runs of `WORDS` words.
+        seen: Hashes of the letters of the paragraphs that came.
+    """
+
+    forbidden: set[int]
+    seen: set[int] = field(default_factory=set)
+
+    def strained(self, document: Document) -> Document:
+        """The paragraphs that stay."""
+        return [paragraph for paragraph in document if paragraph and self.passes(paragraph)]
+
+    def passes(self, paragraph: str) -> bool:
+        if not self.forbidden.isdisjoint(runs(paragraph)):
+            return False
+        letters = hash(re.sub(r"\W+", "", paragraph.lower()))
+        is_new = len(paragraph) <= SHORT or letters not in self.seen
+        self.seen.add(letters)
+        return is_new
+
+
+def read_sieve(evaluation: list[Path]) -> Sieve:
+    return Sieve({run for file in evaluation for text in texts_of(file) for run in runs(text)})
+
+
+def runs(text: str) -> Iterator[int]:
+    """Hashes of all runs of `WORDS` words."""
+    words = words_of(text)
+    return (hash(tuple(words[begin : begin + WORDS])) for begin in range(len(words) - WORDS + 1))

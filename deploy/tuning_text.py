@@ -99,6 +99,9 @@ def main() -> None:
     parser.add_argument("--questions", type=Path)
     parser.add_argument("--held-out", type=float, default=0.08, help="part of every text file")
     options = parser.parse_args()
+    names = [file.name for file in options.text if file.suffix == ".jsonl"]
+    if len(set(names)) < len(names):
+        parser.error("files of JSON lines must have different names; they land in one folder")
     forbidden = read_forbidden(options.without, options.questions)
     options.out.mkdir(parents=True)
     for file in options.text:

@@ -115,10 +115,10 @@ class Squeeze10LinearMethod(LinearMethodBase):
 
     @torch.no_grad()
     def compile_kernels(self, layer: torch.nn.Module) -> None:
-        """Run every kernel that the layer will run, so that none is compiled while serving, and none is wrong.
+        """Run every kernel that the layer will run, so that none is compiled while serving.
 
         Raises:
-            BadInput: A kernel is.
+            BadInput: What one gives is wrong in the first or the last rows.
         """
         device = layer.get_parameter("qweight").device
         bias = getattr(layer, "bias", None)
@@ -132,7 +132,7 @@ class Squeeze10LinearMethod(LinearMethodBase):
             # ranks above the first of a row-parallel layer leave the bias out
             spot_check(self.apply(layer, x), x, packed)
             if bias is not None:
-                self.apply(layer, x, bias)
+                spot_check(self.apply(layer, x, bias), x, packed, bias)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`[..., K]` to `[..., N]`, bias added where given."""

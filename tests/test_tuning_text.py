@@ -54,4 +54,9 @@ def test_no_generated_text_asks_what_is_asked_at_the_end(tmp_path: Path) -> None
 
     subprocess.run([*script, *files], check=True)
 
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "said.jsonl").write_text("")
+    twice = subprocess.run([*script, str(tmp_path / "b" / "said.jsonl"), *files], capture_output=True, check=False)
+    assert twice.returncode == 2
+    assert b"different names" in twice.stderr
     assert [json.loads(line) for line in (tmp_path / "out" / "said.jsonl").read_text().strip().split("\n")] == kept

@@ -58,9 +58,9 @@ def build_checkpoint(path: Path, weight_format: WeightFormat, seed: int = 0, **c
     config = {**CONFIG, **changes}
     shape = shape_from_config(config)
     generator = torch.Generator().manual_seed(seed)
-    dense = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors().items()}
+    dense = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors(16).items()}
     packed, decoded = {}, {}
-    for name, size in shape.tables().items() if weight_format.head_bits == 4 else ():
+    for name, size in shape.tables(weight_format.head_bits).items():
         table = random_layer(TABLE_FORMAT, *size, generator)
         del dense[f"{name}.weight"]
         decoded[f"{name}.weight"] = dequantize(table)

@@ -12,12 +12,11 @@ from torch import nn
 
 from squeeze10_kernels import QuantizedLinear
 from squeeze10_kernels.llama import INPUT_GROUPS
-from squeeze10_quantizer.decoder import Decoder
+from squeeze10_quantizer.decoder import Decoder, Rotary
 from squeeze10_quantizer.latent import CodedLinear, LatentLinear, TrainedLinear
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
 Trained = TypeVar("Trained", bound=TrainedLinear)
 RATES: Final = Rates(latent=3e-2, scales=3e-3)
 """The best of a screening on held-out text (LOG.md, 2026-11-23)."""

@@ -50,8 +50,9 @@ def tuning(report: dict[str, Any]) -> str:
     if recipe["tune"] == "blocks":
         return f"{blocks}."
     divergence = report["divergence"]
+    what = "the model" if recipe["distill_codes"] else "the model's scales"
     return (
-        f"{blocks}, then the model for {recipe['distill_tokens']} tokens of {report['distillation']}: "
+        f"{blocks}, then {what} for {recipe['distill_tokens']} tokens of {report['distillation']}: "
         f"divergence from the original {divergence['before']:.3f}, then {divergence['after']:.3f} nats a token."
     )
 

@@ -154,8 +154,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print a perplexity, the accuracy in tasks, or both."""
     if not (options.text or options.tasks):
         options.wrong_usage("one of --text and --tasks is required")
-    if options.tasks and not options.task_data:
-        options.wrong_usage("--tasks requires --task-data")
+    if bool(options.tasks) != bool(options.task_data):
+        options.wrong_usage("--tasks and --task-data need each other")
     if options.batch < 1:
         raise BadInput(f"--batch must be at least 1; got {options.batch}.")
     import torch

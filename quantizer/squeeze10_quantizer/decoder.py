@@ -12,6 +12,7 @@ from squeeze10_kernels.checkpoint import SafetensorsDirectory, open_directory
 from squeeze10_kernels.linear import check_tensor
 from squeeze10_kernels.llama import LlamaShape, layer_prefix, shape_from_config
 
+Rotary = tuple[torch.Tensor, torch.Tensor]
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,7 +68,7 @@ class Decoder:
         out = layer(hidden.to(self.device), position_embeddings=self.rotary_of(hidden.shape[1]))
         return out if isinstance(out, torch.Tensor) else out[0]
 
-    def rotary_of(self, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotary_of(self, context: int) -> Rotary:
         """Cosines and sines of the first positions, `[1, context, head_dim]` fp32."""
         positions = torch.arange(context, device=self.device)[None]
         cosines, sines = self.rotary(torch.empty(0, device=self.device), positions)
@@ -81,7 +82,7 @@ def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:
         raise BadInput(f"the model is already quantized (quant_method {method}); give the original checkpoint.")
     if "auto_map" in source.config:
         raise BadInput("config.json has auto_map, code of its own, which is never run; give a plain LLaMA checkpoint.")
-    expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors())
+    expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors(16))
     for index in range(shape.num_layers):
         expected |= {f"{layer_prefix(index)}.{name}.weight": size for name, size in shape.linears().items()}
     for name, size in expected.items():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from squeeze10_quantizer.decoder import Rotary
 from squeeze10_quantizer.latent import TrainedLinear
 from squeeze10_quantizer.replay import Replayed
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
@@ -73,14 +74,16 @@ class Distillation:
         self.steps = max(1, tokens // (lesson.batch * lesson.windows.shape[1]))
         self.optimizer = make_optimizer(lesson.linears(), RATES)
         self.parameters = parameters_of(self.optimizer)
+        self.rotary = rotary_of(lesson.student, lesson.windows.shape[1])
         if checkpointing:
-            lesson.student.gradient_checkpointing_enable({"use_reentrant": False})
+            # nothing is random in a layer, and its state cannot be read while a graph is captured
+            lesson.student.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
             lesson.student.train()
         self.update: Callable[[torch.Tensor], torch.Tensor] = self.plain_update
         if lesson.windows.is_cuda:
             compile_layers(lesson.student)
             compile_layers(lesson.teacher)
-            self.update = Replayed(self.plain_update)
+            self.update = Replayed(self.plain_update, lesson.windows.device)
 
     def train(self, steps: int) -> float:
         """Go on for so many steps or to the end; the divergence of the last one, in nats a token."""
@@ -94,18 +97,24 @@ class Distillation:
 
     def plain_update(self, ids: torch.Tensor) -> torch.Tensor:
         """One step of Adam on `ids`, `[batch, context]`; the divergence before it."""
-        self.optimizer.zero_grad()
-        loss = divergence(self.lesson.student, self.lesson.teacher, ids)
+        loss = divergence(self.lesson.student, self.lesson.teacher, ids, self.rotary)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT)
         self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss.detach()
+
+    def end(self) -> None:
+        """Free what only training needs."""
+        self.update = self.plain_update
+        if self.lesson.windows.is_cuda:
+            torch.cuda.empty_cache()
 
     def held_out_divergence(self) -> float:
         """Mean KL(teacher || student) over the held-out windows, in nats a token."""
         lesson = self.lesson
         parts = lesson.windows[-lesson.held_out :].split(lesson.batch)
-        losses = [divergence(lesson.student, lesson.teacher, part).detach() for part in parts]
+        losses = [divergence(lesson.student, lesson.teacher, part, self.rotary).detach() for part in parts]
         return float(torch.stack(losses).mean())
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -139,22 +148,28 @@ def compile_layers(model: PreTrainedModel) -> None:
         layer.compile(dynamic=False)
 
 
-def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+def rotary_of(model: PreTrainedModel, context: int) -> Rotary:
+    """Cosines and sines of the first positions; made once, since some kinds wait for the GPU."""
+    embeddings: torch.Tensor = model.model.embed_tokens.weight
+    positions = torch.arange(context, device=embeddings.device)[None]
+    rotary: Rotary = model.model.rotary_emb(embeddings, positions)
+    return rotary
+
+
+def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Mean over the tokens of KL(teacher || student), in nats."""
     with torch.no_grad():
-        wanted = final_states(teacher, teacher.model.embed_tokens(ids))
+        wanted = final_states(teacher, teacher.model.embed_tokens(ids), rotary)
         embeddings = student.model.embed_tokens(ids)
     # with a gradient the first layer runs as it was compiled for the others
-    hidden = final_states(student, embeddings.requires_grad_())
+    hidden = final_states(student, embeddings.requires_grad_(), rotary)
     heads = student.lm_head.weight, teacher.lm_head.weight
     loss: torch.Tensor = HeadDivergence.apply(hidden.flatten(0, 1), wanted.flatten(0, 1), *heads)  # type: ignore[no-untyped-call]
     return loss
 
 
-def final_states(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+def final_states(model: PreTrainedModel, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """What the lm_head reads, of embeddings `[batch, context, hidden]`; without the masks, which wait for the GPU."""
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    rotary = model.model.rotary_emb(hidden, positions)
     for layer in model.model.layers:
         out = layer(hidden, position_embeddings=rotary)
         hidden = out if isinstance(out, torch.Tensor) else out[0]

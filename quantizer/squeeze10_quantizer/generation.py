@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ class Writer:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     temperature: float
+    openers: Iterator[str] = field(default_factory=lambda: cycle(OPENERS))
 
     def complete(self, prompts: list[str], longest: int) -> list[list[int]]:
         """Token ids of each prompt and what comes after it, to its end or `longest` tokens after the prompts."""
@@ -52,16 +53,22 @@ class Writer:
         several = more if isinstance(more, list) else [more]
         return {token for token in (self.tokenizer.eos_token_id, *several) if token is not None}
 
+    def spoken(self, ids: list[int]) -> str:
+        """A text without the tokens that end it."""
+        ends = self.ends()
+        last = next((place for place in reversed(range(len(ids))) if ids[place] not in ends), -1)
+        return str(self.tokenizer.decode(ids[: last + 1]))
+
     def questions(self, count: int) -> list[str]:
         """What the model lets a user say, as prompts for its answers (the idea of Magpie, arXiv 2406.08464)."""
         template = str(self.tokenizer.apply_chat_template(user(USER_WORDS), tokenize=False))
         begin, found, _ = template.partition(USER_WORDS)
         if not found:
             raise BadInput("The model's chat template does not repeat what a user says; use --no-chats.")
-        skip = len(self.tokenizer(begin, add_special_tokens=False)["input_ids"])
-        prompts = [begin + words for words in islice(cycle(OPENERS), count)]
-        texts = (ids[skip:] for ids in self.complete(prompts, QUESTION_TOKENS))
-        words = (str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in texts)
+        # a space before the words may become part of their first token
+        before = str(self.tokenizer.decode(self.tokenizer(begin.rstrip(), add_special_tokens=False)["input_ids"]))
+        texts = self.complete([begin + words for words in islice(self.openers, count)], QUESTION_TOKENS)
+        words = (self.spoken(ids).removeprefix(before).strip() for ids in texts)
         chats = [user(part) for part in words if part]
         apply = self.tokenizer.apply_chat_template
         return [str(apply(chat, tokenize=False, add_generation_prompt=True)) for chat in chats]

@@ -32,7 +32,7 @@ def evaluate_text(
     """
     ids = tokenizer(text, verbose=False)["input_ids"][:max_tokens]
     if len(ids) < 2:
-        raise BadInput(f"The text must have at least 2 tokens; it has {len(ids)}.")
+        raise BadInput(f"The text must have at least 2 tokens; it has {len(ids)}; give a longer one.")
     return perplexity(model, ids, context)
 
 

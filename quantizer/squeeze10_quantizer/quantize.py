@@ -127,6 +127,7 @@ def distill_all(decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial
             if time.monotonic() - saved > SAVE_SECONDS:
                 partial.save_distillation(run, before)
                 saved = time.monotonic()
+    run.end()
     after = run.held_out_divergence()
     if not after < before:
         tqdm.write(f"Distillation did not help (divergence {before:.4f} before, {after:.4f} after); it is left out.")

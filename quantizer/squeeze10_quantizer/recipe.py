@@ -69,6 +69,8 @@ class Recipe:
             raise BadInput(f"damp_ratio must lie above 0 and at most 1; got {self.damp_ratio}.")
         if self.tuned and self.samples < 2:
             raise BadInput(f"samples must be at least 2 for tuning, which holds one out; got {self.samples}.")
+        if self.tune != "distill" and not self.distill_codes:
+            raise BadInput(f"--no-distill-codes is for --tune distill only; --tune is {self.tune}.")
         if not 0 <= self.tune_inputs <= 1:
             raise BadInput(f"tune_inputs must lie from 0 to 1; got {self.tune_inputs}.")
         if self.pbar_weight < 0:

@@ -12,23 +12,26 @@ EAGER_STEPS: Final = 3
 class Replayed:
     """A function of one tensor, whose shape never changes, that updates what it holds; captured after a few calls.
 
-    It must launch the same kernels at every call, and wait for none of them.
+    It must launch the same kernels at every call, and wait for none of them. From the capture on every result is the
+    same tensor, which the next call overwrites.
     """
 
-    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
         self.step = step
+        self.device = device
         self.calls = 0
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(device)
         self.graph = torch.cuda.CUDAGraph()
         self.read = torch.empty(0)
         self.result = torch.empty(0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        with torch.cuda.stream(self.stream):  # and its device
             result = self.on_stream(x)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        caller.wait_stream(self.stream)
         return result
 
     def on_stream(self, x: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ def quantize_tables(decoder: Decoder, hidden: torch.Tensor, recipe: Recipe) -> d
     tied = decoder.shape.tied
     hessians = {"model.embed_tokens": seen + EMBEDDING_SHARE * alike if tied else alike, "lm_head": seen}
     results = {}
-    for name in decoder.shape.tables():
+    for name in decoder.shape.tables(4):
         weight = decoder.source.tensor(f"{name}.weight").float().to(decoder.device)
         table = quantize_table(weight, hessians[name], recipe)
         results[name] = Quantized(table, relative_error(weight, table, hessians[name]))

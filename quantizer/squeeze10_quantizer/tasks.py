@@ -23,6 +23,8 @@ from squeeze10_kernels import BadInput
 
 def arc_row(parts: dict[str, str], choices: list[str], gold: int) -> dict[str, Any]:
     """A row of `allenai/ai2_arc`; its choices are lettered here, whatever they were."""
+    if len(choices) > len(ascii_uppercase):
+        raise ValueError(f"there are more than {len(ascii_uppercase)} choices")
     labels = list(ascii_uppercase[: len(choices)])
     return {**parts, "choices": {"text": choices, "label": labels}, "answerKey": labels[gold]}
 
@@ -119,7 +121,7 @@ def read_row(item: Any, task: LocalTask) -> dict[str, Any]:
         raise ValueError(f"{task.text} must be a string like the expression {task.parts!r}")
     if not (isinstance(choices, list) and choices and all(isinstance(each, str) and each for each in choices)):
         raise ValueError(f"{task.choices} must be a list of strings, none of them empty")
-    if not (isinstance(gold, int) and gold in range(len(choices))):
+    if not (type(gold) is int and gold in range(len(choices))):  # true and false are integers to Python
         raise ValueError(f"gold must be an index into {task.choices}")
     return task.row(parts.groupdict(), choices, gold)
 

@@ -1,13 +1,19 @@
 """A GPU or a Triton under which a kernel goes wrong is found when a layer is loaded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from random_layers import random_problem
 
 from squeeze10_kernels import BadInput, mixed_linear_reference
+from squeeze10_kernels.activations import gather_groups
+from squeeze10_kernels.mixed_gemm import mixed_gemm
 from squeeze10_kernels.spot_check import spot_check
+from squeeze10_kernels.tiles import Tile
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter; there is a GPU")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -16,6 +22,26 @@ def test_right_results_pass(M: int, N: int, dtype: torch.dtype) -> None:
     layer, packed, x = random_problem(M, N, 520, 0.2, dtype)
 
     spot_check(mixed_linear_reference(x, layer), x, packed)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_layer_of_zeros_passes(dtype: torch.dtype) -> None:
+    """The kernels give 1e-15 there, which is no relative error."""
+    _, packed, x = random_problem(3, 32, 320, 0.2, dtype)
+    packed = replace(packed, scales=torch.zeros_like(packed.scales))
+    tile = Tile(rows=16, groups=2, slices=2, tokens=16, paired=True, unroll=1)
+
+    spot_check(mixed_gemm(*gather_groups(x, packed), packed, None, tile=tile, assembly=False), x, packed)
+
+
+def test_the_bias_is_compared_too() -> None:
+    layer, packed, x = random_problem(70, 50, 520, 0.2, torch.bfloat16)
+    bias = 100 * torch.randn(50).bfloat16()
+
+    spot_check(mixed_linear_reference(x, layer, bias), x, packed, bias)
+    with pytest.raises(BadInput):
+        spot_check(mixed_linear_reference(x, layer), x, packed, bias)
 
 
 def swapped_rows(y: torch.Tensor) -> torch.Tensor:

@@ -195,17 +195,14 @@ def test_verify_accepts_a_whole_checkpoint_and_names_a_changed_byte(tiny_quantiz
     assert "model.safetensors differs from its sum" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lines", [0, 1])
-def test_a_reader_that_has_enough_is_no_error(tiny_quantized, lines):
-    """`squeeze10 inspect CKPT | head -1`."""
+def test_a_reader_that_has_enough_is_no_error(tiny_quantized):
+    """`squeeze10 inspect CKPT | head -0`: it ends long before the first line is written."""
     script = (
         f"import sys; from squeeze10_quantizer.cli import main; sys.exit(main(['inspect', {str(tiny_quantized)!r}]))"
     )
     command = [sys.executable, "-u", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for _ in range(lines):
-            process.stdout.readline()
         process.stdout.close()
         _, errors = process.communicate()
 

@@ -48,11 +48,12 @@ def test_what_is_held_out_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> 
     linear = LatentLinear(random_layer(8, 16, 8), torch.randn(8, 16), None, nn.Parameter(torch.ones(16)))
     read: set[int] = set()
 
-    def record(_: nn.Module, __: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    def record(_: nn.Module, __: nn.Module, ids: torch.Tensor, ___: object) -> torch.Tensor:
         read.update(ids[:, 0].tolist())
         return linear.weight().sum()
 
     monkeypatch.setattr(distillation, "divergence", record)
+    monkeypatch.setattr(distillation, "rotary_of", lambda *_: None)
     monkeypatch.setattr(distillation, "BATCH_TOKENS", 4)
     monkeypatch.setattr(distillation.Lesson, "linears", lambda _: [linear])
     run = distillation.Distillation(lesson, tokens=400, seed=0)
@@ -89,7 +90,7 @@ def test_states_without_masks_are_those_of_transformers(tiny_model: Path) -> Non
     ids = torch.randint(0, 256, (3, 40))
 
     with torch.no_grad():
-        states = distillation.final_states(model, model.model.embed_tokens(ids))
+        states = distillation.final_states(model, model.model.embed_tokens(ids), distillation.rotary_of(model, 40))
         expected = model.model(ids).last_hidden_state
 
     torch.testing.assert_close(states, expected)

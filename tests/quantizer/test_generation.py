@@ -13,6 +13,7 @@ from squeeze10_quantizer.calibration import read_documents
 from squeeze10_quantizer.cli import BAD_DATA, STOPPED, main
 from squeeze10_quantizer.generation import OPENERS, Writer, cut, lines
 
+MERGING = Path(__file__).parents[2] / "deploy" / "models" / "smollm2-135m-sq10"
 LICENSE = str(Path(__file__).parents[2] / "LICENSE")
 
 
@@ -63,6 +64,34 @@ def test_users_begin_with_plain_questions(tiny_model: Path, tmp_path: Path) -> N
 
     chats = [text for text in texts_of(tmp_path / "a.jsonl") if text.startswith("user: ")]
     assert {"What is", "Who", "How"} <= {word for word in OPENERS for chat in chats if chat[6:].startswith(word)}
+
+
+@pytest.mark.parametrize("begin", ["[INST] ", "USER: ", "<|im_start|>user\n", ""])
+def test_a_question_is_whole_whatever_stands_before_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    """A space before the first word is a part of it to most tokenizers."""
+    tokenizer = AutoTokenizer.from_pretrained(MERGING)
+    tokenizer.chat_template = begin + "{{ messages[0]['content'] }}" + "{% if add_generation_prompt %} GO{% endif %}"
+    writer = Writer(AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer, temperature=1.0)
+    end = tokenizer.eos_token_id
+    ids = [tokenizer(f"{begin}{words} is the moon?")["input_ids"] + [end] for words in ("What", "Who", "")]
+    monkeypatch.setattr(Writer, "complete", lambda *_: ids)
+
+    assert writer.questions(3) == [
+        f"{begin}{words} is the moon? GO".replace("  ", " ") for words in ("What", "Who")
+    ] + [f"{begin}is the moon? GO"]
+
+
+def test_few_questions_at_a_time_begin_in_all_ways(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model), 1.0)
+    asked: list[str] = []
+    monkeypatch.setattr(Writer, "complete", lambda _, prompts, __: asked.extend(prompts) or [[1]] * len(prompts))
+
+    for _ in range(len(OPENERS)):
+        writer.questions(1)
+
+    assert [prompt.removeprefix("user: ") for prompt in asked] == list(OPENERS)
 
 
 def test_a_low_temperature_gives_the_likeliest_text(tiny_model: Path) -> None:

@@ -224,7 +224,9 @@ def stop_at_call(patch: pytest.MonkeyPatch, owner: object, name: str, number: in
     patch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize("more", [["--tune", "distill", "--samples", "1"], ["--distill-text", "letters.txt"]])
+@pytest.mark.parametrize(
+    "more", [["--tune", "distill", "--samples", "1"], ["--distill-text", "letters.txt"], ["--no-distill-codes"]]
+)
 def test_what_cannot_be_tuned_is_refused_before_any_work(
     tiny_model: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

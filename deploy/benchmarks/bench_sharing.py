@@ -72,8 +72,9 @@ def errors_of_group(
     return errors
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def read_job(description: str | None) -> tuple[Job, int]:
+    """What the command line asks for: a model with its calibration text, and how many layers to go on by."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, nargs="+", default=[])
     parser.add_argument("--samples", type=int, default=32)
@@ -85,16 +86,33 @@ def main() -> None:
     calibration = load_calibration(
         options.calibration, tokenizer, samples=recipe.samples, context=recipe.context, seed=recipe.seed
     )
-    job = Job(Decoder(options.model, torch.device("cpu")), recipe, WeightFormat(), calibration.tokens)
-    table: dict[str, dict[str, list[float]]] = {name: {} for name in VARIANTS}
-    for weights, hessian in inputs_of_layers(job, options.every):
+    return Job(Decoder(options.model, torch.device("cpu")), recipe, WeightFormat(), calibration.tokens), options.every
+
+
+class Means:
+    """Errors by variant and matrix, and their means."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, variant: str, name: str, error: float) -> None:
+        self.rows.setdefault(variant, {}).setdefault(name.rpartition(".")[2], []).append(error)
+
+    def print(self) -> None:
+        for variant, columns in self.rows.items():
+            means = {name: sum(part) / len(part) for name, part in columns.items()}
+            row = " ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+            print(f"{variant:40} {row} mean {sum(means.values()) / len(means):.4f}")
+
+
+def main() -> None:
+    job, every = read_job(__doc__)
+    table = Means()
+    for weights, hessian in inputs_of_layers(job, every):
         for variant, settings in VARIANTS.items():
-            for name, error in errors_of_group(weights, hessian, recipe.damp_ratio, settings).items():
-                table[variant].setdefault(name.rpartition(".")[2], []).append(error)
-    for variant, columns in table.items():
-        means = {name: sum(part) / len(part) for name, part in columns.items()}
-        row = " ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-        print(f"{variant:40} {row} mean {sum(means.values()) / len(means):.4f}")
+            for name, error in errors_of_group(weights, hessian, job.recipe.damp_ratio, settings).items():
+                table.add(variant, name, error)
+    table.print()
 
 
 if __name__ == "__main__":

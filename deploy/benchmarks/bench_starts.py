@@ -7,22 +7,15 @@ after every pass the row scales are fitted again. A rotation multiplies weights 
 channels, which a server would have to apply to the activations.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
-from bench_sharing import inputs_of_layers
-from transformers import AutoTokenizer
+from bench_sharing import Means, inputs_of_layers, read_job
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat
 from squeeze10_kernels.format import SALIENT_OFFSET
-from squeeze10_quantizer.calibration import load_calibration
-from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import relative_error
 from squeeze10_quantizer.hessian import inverse
-from squeeze10_quantizer.pipeline import Job
-from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.salience import choose_channels, hessian_salience
 from squeeze10_quantizer.scales import fit_channel_scales, refit_row_scales
@@ -108,29 +101,13 @@ def errors(weight: torch.Tensor, hessian: torch.Tensor, damp_ratio: float) -> It
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calibration", type=Path, nargs="+", default=[])
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--every", type=int, default=3, help="take every n-th decoder layer")
-    options = parser.parse_args()
-    recipe = Recipe(samples=options.samples, context=options.context)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    calibration = load_calibration(
-        options.calibration, tokenizer, samples=recipe.samples, context=recipe.context, seed=recipe.seed
-    )
-    job = Job(Decoder(options.model, torch.device("cpu")), recipe, WeightFormat(), calibration.tokens)
-    table: dict[str, dict[str, list[float]]] = {}
-    for weights, hessian in inputs_of_layers(job, options.every):
+    job, every = read_job(__doc__)
+    table = Means()
+    for weights, hessian in inputs_of_layers(job, every):
         for name, weight in weights.items():
-            for variant, error in errors(weight, hessian, recipe.damp_ratio):
-                columns = table.setdefault(variant.partition(" of ")[0], {})
-                columns.setdefault(name.rpartition(".")[2], []).append(error)
-    for variant, columns in table.items():
-        means = {name: sum(part) / len(part) for name, part in columns.items()}
-        row = " ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-        print(f"{variant:34} {row} mean {sum(means.values()) / len(means):.4f}")
+            for variant, error in errors(weight, hessian, job.recipe.damp_ratio):
+                table.add(variant, name, error)
+    table.print()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def errors(weight: torch.Tensor, hessian: torch.Tensor, damp_ratio: float) -> It
     turn = rotation(len(hessian))
     turned, seen = weight @ turn.T, turn @ hessian @ turn.T
     yield (
-        f"Hadamard, blocks of {len(turn) & -len(turn)}",
+        "Hadamard",
         relative_error(turned, rounded(turned, seen, by_salience, damp_ratio), seen),
     )
 

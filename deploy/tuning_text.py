@@ -40,6 +40,10 @@ class Forbidden:
         spaced = f" {' '.join(words_of(passage))} "
         return any(question in spaced for question in self.questions) or not self.grams.isdisjoint(grams(passage))
 
+    def touches_line(self, line: str) -> bool:
+        """Whether a string in a line of JSON does."""
+        return any(map(self.touches, strings(json.loads(line))))
+
 
 def read_forbidden(evaluation: list[Path], questions: Path | None) -> Forbidden:
     lines = questions.read_text(encoding="utf-8").splitlines() if questions else []
@@ -47,10 +51,10 @@ def read_forbidden(evaluation: list[Path], questions: Path | None) -> Forbidden:
     return Forbidden({gram for file in evaluation for text in texts_of(file) for gram in grams(text)}, spaced)
 
 
-def grams(text: str) -> Iterator[int]:
-    """Hashes of all runs of `WORDS` words."""
+def grams(text: str, length: int = WORDS) -> Iterator[int]:
+    """Hashes of all runs of so many words."""
     words = words_of(text)
-    return (hash(tuple(words[i : i + WORDS])) for i in range(len(words) - WORDS + 1))
+    return (hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1))
 
 
 def texts_of(file: Path) -> Iterator[str]:
@@ -86,7 +90,7 @@ def write_text(file: Path, forbidden: Forbidden, out: Path, held_out: float) -> 
 def write_lines(file: Path, forbidden: Forbidden, out: Path) -> None:
     """Copy the JSON lines that stay."""
     lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    kept = [line for line in lines if not any(map(forbidden.touches, strings(json.loads(line))))]
+    kept = [line for line in lines if not forbidden.touches_line(line)]
     (out / file.name).write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     print(f"{file.name}: {len(lines) - len(kept)} of {len(lines)} texts left out", flush=True)
 

@@ -9,7 +9,6 @@ apt-get and dpkg-deb of Debian 12 with its package lists.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from corpora.packages import members
 from corpora.paragraphs import tidy
 from corpora.sieve import Sieve, read_sieve
 from corpora.sources import SLICES, SOURCES, Source
-from tuning_text import Forbidden, read_forbidden, strings, write_text
+from tuning_text import Forbidden, read_forbidden, write_text
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "benchmarks" / "questions.txt"
 
@@ -38,7 +37,7 @@ def lines_of(source: Source, downloads: Path, sieve: Sieve, forbidden: Forbidden
         documents = ([tidy(paragraph) for paragraph in document] for document in documents)
     strained = filter(None, map(sieve.strained, documents))
     lines = packed(strained) if source.is_packed else (json_line(text) for (text,) in strained)
-    return [line for line in lines if not any(map(forbidden.touches, strings(json.loads(line))))]
+    return [line for line in lines if not forbidden.touches_line(line)]
 
 
 def write_slices(downloads: Path, out: Path, forbidden: Forbidden) -> None:

@@ -1,12 +1,11 @@
 """What stays of all paragraphs: none that an evaluation shares, and none twice."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpora.paragraphs import Document
-from tuning_text import texts_of, words_of
+from tuning_text import grams, texts_of
 
 WORDS = 10
 """Shorter than the run of `tuning_text`, which looks at whole lines afterwards: dropping a paragraph costs little."""
@@ -32,7 +31,7 @@ class Sieve:
         return [paragraph for paragraph in document if paragraph and self.passes(paragraph)]
 
     def passes(self, paragraph: str) -> bool:
-        if not self.forbidden.isdisjoint(runs(paragraph)):
+        if not self.forbidden.isdisjoint(grams(paragraph, WORDS)):
             return False
         letters = hash(re.sub(r"\W+", "", paragraph.lower()))
         is_new = len(paragraph) <= SHORT or letters not in self.seen
@@ -41,10 +40,4 @@ class Sieve:
 
 
 def read_sieve(evaluation: list[Path]) -> Sieve:
-    return Sieve({run for file in evaluation for text in texts_of(file) for run in runs(text)})
-
-
-def runs(text: str) -> Iterator[int]:
-    """Hashes of all runs of `WORDS` words."""
-    words = words_of(text)
-    return (hash(tuple(words[begin : begin + WORDS])) for begin in range(len(words) - WORDS + 1))
+    return Sieve({run for file in evaluation for text in texts_of(file) for run in grams(text, WORDS)})

@@ -12,7 +12,7 @@ from torch import nn
 
 from squeeze10_kernels import QuantizedLinear
 from squeeze10_kernels.llama import INPUT_GROUPS
-from squeeze10_quantizer.decoder import Decoder, Rotary
+from squeeze10_quantizer.decoder import Decoder, Rotary, layer_outputs
 from squeeze10_quantizer.latent import CodedLinear, LatentLinear, TrainedLinear
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
@@ -158,8 +158,7 @@ def mean_power(y: torch.Tensor) -> float:
 def layer_loss(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Mean of `(layer(x) - y)²`."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-        out = layer(x, position_embeddings=rotary)
-    out = out if isinstance(out, torch.Tensor) else out[0]
+        out = layer_outputs(layer, x, rotary)
     return nn.functional.mse_loss(out.float(), y)
 
 

@@ -65,14 +65,19 @@ class Decoder:
     @torch.no_grad()
     def run(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Causal forward of one layer: `[batch, context, hidden]` to the same."""
-        out = layer(hidden.to(self.device), position_embeddings=self.rotary_of(hidden.shape[1]))
-        return out if isinstance(out, torch.Tensor) else out[0]
+        return layer_outputs(layer, hidden.to(self.device), self.rotary_of(hidden.shape[1]))
 
     def rotary_of(self, context: int) -> Rotary:
         """Cosines and sines of the first positions, `[1, context, head_dim]` fp32."""
         positions = torch.arange(context, device=self.device)[None]
         cosines, sines = self.rotary(torch.empty(0, device=self.device), positions)
         return cosines, sines
+
+
+def layer_outputs(layer: nn.Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """What a decoder layer makes of `[batch, context, hidden]`, each token seeing those before it."""
+    out = layer(hidden, position_embeddings=rotary)
+    return out if isinstance(out, torch.Tensor) else out[0]
 
 
 def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from squeeze10_quantizer.decoder import Rotary
+from squeeze10_quantizer.decoder import Rotary, layer_outputs
 from squeeze10_quantizer.latent import TrainedLinear
 from squeeze10_quantizer.replay import Replayed
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
@@ -171,8 +171,7 @@ def divergence(student: PreTrainedModel, teacher: PreTrainedModel, ids: torch.Te
 def final_states(model: PreTrainedModel, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """What the lm_head reads, of embeddings `[batch, context, hidden]`; without the masks, which wait for the GPU."""
     for layer in model.model.layers:
-        out = layer(hidden, position_embeddings=rotary)
-        hidden = out if isinstance(out, torch.Tensor) else out[0]
+        hidden = layer_outputs(layer, hidden, rotary)
     states: torch.Tensor = model.model.norm(hidden)
     return states
 

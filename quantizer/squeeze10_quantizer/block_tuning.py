@@ -15,6 +15,7 @@ from squeeze10_kernels.llama import INPUT_GROUPS
 from squeeze10_quantizer.decoder import Decoder, Rotary, layer_outputs
 from squeeze10_quantizer.latent import CodedLinear, LatentLinear, TrainedLinear
 from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.replay import Replayed
 from squeeze10_quantizer.training import BATCH_TOKENS, Rates, make_optimizer, orders, parameters_of, set_rates
 
 Trained = TypeVar("Trained", bound=TrainedLinear)
@@ -131,15 +132,22 @@ def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *
 
 def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> None:
     """Steps of Adam over the samples that are not held out."""
+    device = task.inputs.device
     loss = compiled_loss() if task.inputs.is_cuda else layer_loss
     power = mean_power(task.targets)
+
+    def plain_update(rows: torch.Tensor) -> torch.Tensor:
+        error = loss(layer, task.inputs[rows], task.targets[rows], task.rotary) / power
+        error.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return error.detach()
+
+    update = Replayed(plain_update, device) if task.inputs.is_cuda else plain_update
     choices = orders(len(task.inputs) - task.held_out, task.batch, seed)
     for step, chosen in enumerate(islice(choices, steps)):
         set_rates(optimizer, step, steps)
-        rows = (chosen + task.held_out).to(task.inputs.device)
-        (loss(layer, task.inputs[rows], task.targets[rows], task.rotary) / power).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update((chosen + task.held_out).to(device))
 
 
 @torch.no_grad()

@@ -9,9 +9,12 @@ from random_layers import random_layer
 from torch import nn
 
 from squeeze10_kernels import QuantizedLinear
+from squeeze10_quantizer import replay
+from squeeze10_quantizer.block_tuning import tune_layer
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.distillation import Distillation
-from squeeze10_quantizer.lesson import make_lesson
+from squeeze10_quantizer.lesson import make_lesson, on_device
+from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.replay import EAGER_STEPS, Replayed
 from squeeze10_quantizer.training import set_rates
 
@@ -93,3 +96,21 @@ def test_a_distillation_replays_what_it_would_launch(tiny_model: Path, codes: bo
     assert run.step == plain.step == 16
     for parameter, expected in zip(run.parameters, plain.parameters, strict=True):
         torch.testing.assert_close(parameter, expected, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_a_block_replays_what_it_would_launch(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    decoder = Decoder(tiny_model, device)
+    layer = decoder.layer(0)
+    start = {name: on_device(random_layer(*size, 24), device) for name, size in decoder.shape.linears().items()}
+    inputs = torch.randn(32, 64, decoder.shape.hidden, device=device)
+    targets = decoder.run(layer, inputs)
+
+    def latents(eager_steps: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(replay, "EAGER_STEPS", eager_steps)
+        linears, loss = tune_layer(decoder, layer, start, inputs, targets, Recipe(tune="blocks", tune_steps=STEPS))
+        assert loss.after < loss.before
+        return [linear.latent for linear in linears.values()]
+
+    torch.testing.assert_close(latents(EAGER_STEPS), latents(STEPS), rtol=2e-2, atol=2e-3)

@@ -6,6 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial as bind
 from importlib.metadata import version
@@ -36,6 +37,7 @@ from squeeze10_quantizer.lesson import distilled_layers, make_lesson
 from squeeze10_quantizer.partial import SPILL_PREFIX, PartialOutput, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.training import repeatable
 
 REPORT_NAME = "squeeze10_report.json"
 SHOW_STEPS: Final = 20
@@ -67,7 +69,10 @@ def quantize(model: Path, out: Path, recipe: Recipe, text: Text, device: torch.d
     report = run_identity(decoder, recipe, weight_format, calibration, device)
     if distillation:
         report |= {"distillation": distillation.source, "distillation_sha256": digest(distillation.tokens)}
-    with partial_output(out, report, weight_format, decoder.shape) as partial:
+    with (
+        partial_output(out, report, weight_format, decoder.shape) as partial,
+        repeatable() if recipe.tuned else nullcontext(),
+    ):
         quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial)
         if recipe.tuned:
             report |= {"blocks": block_report(decoder, partial)}

@@ -1,7 +1,9 @@
 """What tuning a layer and tuning a model have in common: rates, optimizer, schedule, order of the samples."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +17,29 @@ BATCH_TOKENS: Final = 8192
 BETAS: Final = (0.9, 0.95)
 WARM_UP: Final = 0.05
 """Part of all steps in which the rates rise."""
+
+
+CUBLAS: Final = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What torch wants to be in the environment before the first product on a GPU, for cuBLAS to add in a fixed order."""
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The same seed gives the same result on the same GPU; else attention's backward pass adds in any order.
+
+    Raises:
+        RuntimeError: By torch, if the process used cuBLAS before without `CUBLAS` in its environment.
+    """
+    os.environ.setdefault(*CUBLAS)
+    before, memory = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property of the module
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds mistakes, and takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,18 @@ def test_scales_alone_come_nearer_and_leave_the_codes(tiny_model: Path, tmp_path
     assert changed == {"scales", "channel_scales"}
 
 
+@pytest.mark.gpu
+def test_the_same_seed_gives_the_same_bytes_on_a_gpu(tiny_model: Path, tmp_path: Path) -> None:
+    """Attention's backward pass adds in any order unless it is told not to."""
+    for name in ("once", "again", "other"):
+        more = ["--context", "256", "--device", "cuda", "--seed", str(int(name == "other"))]
+        assert main(command(tiny_model, tmp_path / name / "out", "distill", *more)) == 0
+
+    once, again, other = (digests(tmp_path / name / "out") for name in ("once", "again", "other"))
+    assert once == again
+    assert once["model.safetensors"] != other["model.safetensors"]
+
+
 def test_tuning_that_harms_is_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates far too high for a model must not cost the user the model."""
     assert main(command(tiny_model, tmp_path / "none", "none")) == 0

@@ -14,6 +14,7 @@ from squeeze10_kernels.embedding import look_up
 from squeeze10_kernels.format import TABLE_FORMAT
 from squeeze10_vllm.linear import SUFFIXES, Squeeze10LinearMethod
 from squeeze10_vllm.parameters import InputsParameter, Place, Slot, Squeeze10Parameter
+from squeeze10_vllm.repack import repack
 
 if TYPE_CHECKING:
     from squeeze10_vllm.config import Squeeze10Config
@@ -37,24 +38,29 @@ class RowsOfTable(Squeeze10Parameter):
         return self.data[: slot.rows], (table.org_vocab_size, width), part
 
 
-def load_rows(parameter: RowsOfTable, loaded: torch.Tensor) -> None:
-    """What vLLM calls with a tensor of the checkpoint. Padding is zero."""
-    (table,) = parameter.table
-    parameter.data.zero_()
-    parameter.fill(Slot(0, 0, table.num_org_embeddings_per_partition), loaded)
+def load_rows(param: RowsOfTable, loaded: torch.Tensor) -> None:
+    """What vLLM calls with a tensor of the checkpoint, `param` by this name. Padding is zero."""
+    (table,) = param.table
+    param.data.zero_()
+    param.fill(Slot(0, 0, table.num_org_embeddings_per_partition), loaded)
 
 
-def load_channels(parameter: InputsParameter, loaded: torch.Tensor) -> None:
+def load_channels(param: InputsParameter, loaded: torch.Tensor) -> None:
     """The same for what describes the channels, which every rank has whole."""
-    parameter.fill(Slot(0, 0, 0), loaded)
+    param.fill(Slot(0, 0, 0), loaded)
 
 
 class Squeeze10TableMethod(Squeeze10LinearMethod):
-    """Creates, loads and reads one table."""
+    """Creates, loads and reads one table.
+
+    Attributes:
+        tied: Of embeddings: what the lm_head that is tied to them reads, by name.
+    """
 
     def __init__(self, config: "Squeeze10Config", name: str) -> None:
         super().__init__(config, (name,))
         self.rank_format = TABLE_FORMAT
+        self.tied: dict[str, torch.Tensor] = {}
 
     def create_weights(
         self,
@@ -85,17 +91,36 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Check what was loaded; bring an lm_head into the form that the op reads. Once per load."""
-        tied = getattr(layer, "weight", None)
-        if not isinstance(tied, RowsOfTable):
+        loaded = getattr(layer, "weight", None)
+        if not isinstance(loaded, RowsOfTable):
             return
-        (source,) = tied.table
+        (source,) = loaded.table
         if source is layer:
             self.check_loaded(layer)
         del layer.weight
         for suffix in SUFFIXES:
             replace_parameter(layer, suffix, getattr(source, suffix).data)
+        # for whoever asks for its size or device (LoRA does); there is no such tensor, and its values would spoil all
+        layer.weight = torch.full((1, 1), torch.nan, device=loaded.device, dtype=self.dtype).expand(
+            len(loaded), self.width
+        )
         if isinstance(layer, ParallelLMHead):
             self.repack(layer)
+            if source is not layer:
+                source.quant_method.tied = dict(layer.named_parameters(recurse=False))
+        else:
+            self.reload_tied(layer)
+
+    def reload_tied(self, layer: torch.nn.Module) -> None:
+        """Bring embeddings that are loaded again into the lm_head that is tied to them, which vLLM passes over."""
+        if not self.tied:
+            return
+        head = torch.nn.Module()
+        for suffix in SUFFIXES:
+            head.register_parameter(suffix, torch.nn.Parameter(getattr(layer, suffix).data, requires_grad=False))
+        repack(head, self.rank_format.mask, self.dtype)
+        for name, parameter in head.named_parameters():
+            self.tied[name].data.copy_(parameter.data)
 
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         """Token ids `[...]` to `[..., hidden]` in the dtype of the activations."""

@@ -107,6 +107,7 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
         if isinstance(layer, ParallelLMHead):
             self.repack(layer)
             if source is not layer:
+                assert isinstance(source.quant_method, Squeeze10TableMethod)
                 source.quant_method.tied = dict(layer.named_parameters(recurse=False))
         else:
             self.reload_tied(layer)

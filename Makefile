@@ -17,7 +17,7 @@ help:
 	@echo "make test-gpu  tests on the GPU"
 	@echo "make sanitize  the kernels under compute-sanitizer's memcheck and racecheck"
 	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
-	@echo "make soak      kill the quantizer 200 times and compare its output; half an hour"
+	@echo "make soak      every fault of tests/FAULTS.md: malformed files, flips, full disks, kills; an hour"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
 	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
 
@@ -62,7 +62,11 @@ sanitize: install
 bench: install
 	$(BIN)/python deploy/benchmarks/bench_quantize.py
 
+# a tmpfs of its own for the full disks: root or user namespaces
 soak: install
+	PYTHONPATH=tests $(BIN)/python deploy/soak/measure_refusals.py
+	$(CPU_TESTS) tests/faults/test_flips.py --hypothesis-profile=soak --hypothesis-show-statistics
+	PYTHONPATH=tests unshare --map-root-user --mount $(BIN)/python deploy/soak/fill_disk.py
 	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_quantize.py
 
 demo: install

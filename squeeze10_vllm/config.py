@@ -8,9 +8,10 @@ import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
 from squeeze10_kernels import BadInput, WeightFormat, format_from_config, open_checkpoint
-from squeeze10_kernels.checkpoint import INDEX_NAME, PICKLED
+from squeeze10_kernels.checkpoint import INDEX_NAME
 from squeeze10_kernels.format import QUANT_METHOD
 from squeeze10_kernels.llama import ARCHITECTURES, INPUT_GROUPS
+from squeeze10_kernels.model_files import PICKLED
 from squeeze10_vllm.versions import version_warning
 
 logger = logging.getLogger("vllm.squeeze10")
@@ -77,8 +78,8 @@ class Squeeze10Config(QuantizationConfig):
         """Refuse at start a checkpoint that is incomplete, damaged or of another model; nothing is updated.
 
         Args:
-            model_name: A local directory, whose tensor headers are checked, or a name on the Hub, whose tensors
-                are checked as they load. A directory without any weights is left to vLLM (`--load-format dummy`).
+            model_name: A local directory, which is checked, or a name on the Hub, whose tensors are checked as they
+                load. A directory without any weights is left to vLLM (`--load-format dummy`).
             hf_config: The model's config.
             kwargs: What later releases of vLLM add.
         """

@@ -20,6 +20,7 @@ from squeeze10_kernels import dequantize
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer import block_tuning, distillation
 from squeeze10_quantizer.calibration import load_calibration
+from squeeze10_quantizer.curves import Curves
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.lesson import distilled_layers, make_lesson
 from squeeze10_quantizer.loading import load_model
@@ -103,7 +104,7 @@ def main() -> None:
     identity = run_identity(decoder, recipe, weight_format, calibration, decoder.device)
     identity |= {"rates": options.block_rates}
     with partial_output(options.out, identity, weight_format, decoder.shape) as layers:
-        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), layers)
+        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), layers, Curves(None))
         print(f"blocks {time.time() - start:.0f} s", flush=True)
         measure(options, layers, "layer", tokenizer)
         if options.seconds:

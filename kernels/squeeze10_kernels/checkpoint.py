@@ -1,47 +1,34 @@
 """A Hugging Face directory of safetensors shards, read without loading it; and a squeeze10 checkpoint on top."""
 
-import json
+import reprlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from squeeze10_kernels.errors import BadInput
 from squeeze10_kernels.format import WeightFormat, format_from_config
-from squeeze10_kernels.linear import QuantizedLinear, check_linear, check_tensor, unpack_linear
+from squeeze10_kernels.linear import QuantizedLinear, check_linear, check_tensor, check_values, unpack_linear
 from squeeze10_kernels.llama import INPUT_GROUPS, LlamaShape, layer_prefix, shape_from_config
+from squeeze10_kernels.model_files import PICKLED, check_files, check_no_code, check_no_other_weights
+from squeeze10_kernels.safetensors_header import NAME, TensorEntry, read_header, read_tensor
+from squeeze10_kernels.strict_json import MAX_BYTES, parse_object
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
-PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-DTYPES: Final = {
-    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies: its file, and what the file's header says of it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+MAX_LABELS: Final = 10_000
+"""transformers writes a name for every one of a config's `num_labels`, which no LLaMA of ours uses."""
+MAX_TENSORS: Final = 200_000
+"""Of a directory, so that names alone do not fill the memory."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `BadInput` names the file if it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path} must hold JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} must hold a JSON object; got {type(value).__name__}.")
-    return value
+    """A JSON object from a file; `BadInput` names the file if it is none or beyond the limits of `strict_json`."""
+    with path.open("rb") as file:
+        return parse_object(file.read(MAX_BYTES + 1), path)
 
 
 @dataclass(frozen=True)
@@ -56,25 +43,38 @@ class SafetensorsDirectory:
         """Read one tensor; `BadInput` if the directory lacks it."""
         if name not in self.entries:
             raise BadInput(f"{self.path} lacks the tensor {name}; the checkpoint is incomplete, fetch it again.")
-        with safe_open(self.entries[name].file, framework="pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
-        return tensor
+        return read_tensor(name, self.entries[name])
 
 
 def open_directory(path: Path) -> SafetensorsDirectory:
-    """Read config.json and every shard's header; `BadInput` if one is missing, truncated or outside the directory."""
-    if not path.is_dir():
-        raise BadInput(f"{path} is not a directory; give a model directory with config.json and safetensors files.")
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise BadInput(f"{path} has no config.json; give a Hugging Face model directory.")
+    """Read config.json and every shard's header.
+
+    Raises:
+        BadInput: A file is missing, damaged, beyond the limits, outside the directory, or names code to run.
+    """
+    check_files(path)
+    config = read_config(path)
     entries: dict[str, TensorEntry] = {}
     for shard in shard_paths(path):
         for name, entry in read_header(shard).items():
             if name in entries:
                 raise BadInput(f"{shard} and {entries[name].file} both hold {name}; remove the stale file.")
             entries[name] = entry
-    return SafetensorsDirectory(path, read_json(config_path), entries)
+        if len(entries) > MAX_TENSORS:
+            raise BadInput(f"{path} must hold at most {MAX_TENSORS} tensors; it has more.")
+    return SafetensorsDirectory(path, config, entries)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json; it and the tokenizer's must name no code to run."""
+    config_path, tokenizer_path = path / "config.json", path / "tokenizer_config.json"
+    if not config_path.is_file():
+        raise BadInput(f"{path} has no config.json; give a Hugging Face model directory.")
+    config = read_json(config_path)
+    check_no_code(config_path, config)
+    if tokenizer_path.is_file():
+        check_no_code(tokenizer_path, read_json(tokenizer_path))
+    return config
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -87,8 +87,8 @@ def shard_paths(path: Path) -> list[Path]:
         raise BadInput(f"{index_path} must map tensor names to file names under weight_map.")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name or not (path / name).is_file():
-            raise BadInput(f"{index_path} names {name!r}, which is no file of {path}; fetch the checkpoint again.")
+        if not NAME.fullmatch(name) or not (path / name).is_file():
+            raise BadInput(f"{index_path} names {name[:200]!r}, which is no file of {path}; fetch it again.")
     return [path / name for name in names]
 
 
@@ -106,25 +106,9 @@ def single_file(path: Path) -> Path:
     raise BadInput(f"{path} has neither {INDEX_NAME} nor {SINGLE_NAME}; give a directory of safetensors files.")
 
 
-def read_header(shard: Path) -> dict[str, TensorEntry]:
-    """Name to entry of one safetensors file."""
-    entries = {}
-    try:
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                part = file.get_slice(name)
-                dtype = DTYPES.get(part.get_dtype())
-                if dtype is None:
-                    raise BadInput(f"{shard}: {name} has the unsupported dtype {part.get_dtype()}.")
-                entries[name] = TensorEntry(shard, tuple(part.get_shape()), dtype)
-    except SafetensorError as error:
-        raise BadInput(f"{shard} is damaged or cut short ({error}); fetch or quantize it again.") from error
-    return entries
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """A squeeze10 checkpoint whose headers agree with its config."""
+    """A squeeze10 checkpoint that `open_checkpoint` has checked."""
 
     directory: SafetensorsDirectory
     weight_format: WeightFormat
@@ -155,7 +139,7 @@ class Checkpoint:
         return self.shape.dense_tensors(self.weight_format.head_bits)
 
     def layer(self, name: str) -> QuantizedLinear:
-        """Read and check one linear or table; `BadInput` names file and tensor."""
+        """Read one linear or table, and check it again as it is read; `BadInput` names file and tensor."""
         (N, K), weight_format = self.quantized[name], self.weight_format.of(name)
         suffixes = weight_format.tensor_specs(N, K)
         tensors = {suffix: self.directory.tensor(f"{name}.{suffix}") for suffix in suffixes}
@@ -167,7 +151,21 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a squeeze10 checkpoint and check every header against config.json, reading no tensor."""
+    """Open a squeeze10 checkpoint after checking all that FORMAT.md binds: the one way in, for every reader.
+
+    Headers, scales, masks and dense tensors are read, codes are not: every byte of them is lawful. Whether files are
+    those that were published, only their sums say: `squeeze10 verify`.
+
+    Raises:
+        BadInput: Names the file or tensor.
+    """
+    checkpoint = open_headers(path)
+    check_tensors(checkpoint)
+    return checkpoint
+
+
+def open_headers(path: Path) -> Checkpoint:
+    """The first half of `open_checkpoint`: all files, config.json and headers, no tensor."""
     directory = open_directory(path)
     quantization = directory.config.get("quantization_config")
     if not isinstance(quantization, dict):
@@ -175,12 +173,55 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not quantized (config.json has no quantization_config); make a checkpoint with: "
             f"squeeze10 quantize {path} OUT."
         )
+    check_no_other_weights(path, set(shard_paths(path)))
+    check_index(directory)
     try:
-        checkpoint = Checkpoint(directory, format_from_config(quantization), shape_from_config(directory.config))
+        shape = shape_from_config(directory.config)
+        check_llama(directory.config, shape)
+        checkpoint = Checkpoint(directory, format_from_config(quantization), shape)
         check_headers(checkpoint)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
     return checkpoint
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """The second half: scales, masks, copies for one input, dense tensors."""
+    for name, (N, K) in checkpoint.quantized.items():
+        check_layer(checkpoint, name, N, K)
+    for index in range(checkpoint.shape.num_layers):
+        check_group_copies(checkpoint, index)
+    for name in checkpoint.dense_tensors:
+        if not checkpoint.directory.tensor(name).isfinite().all():
+            raise BadInput(f"{checkpoint.directory.path}: {name} must be finite; it holds NaN or infinity.")
+
+
+def check_index(directory: SafetensorsDirectory) -> None:
+    """Raise `BadInput` unless the index, where there is one, says of every tensor which shard holds it."""
+    path = directory.path / INDEX_NAME
+    if not path.is_file():
+        return
+    weight_map = read_json(path)["weight_map"]
+    for name in sorted(weight_map.keys() | directory.entries.keys()):
+        entry = directory.entries.get(name)
+        if entry is None or entry.file.name != weight_map.get(name):
+            raise BadInput(f"{path} and the shards disagree on where {name[:200]!r} is; fetch the checkpoint again.")
+
+
+def check_llama(config: dict[str, Any], shape: LlamaShape) -> None:
+    """Raise `BadInput` unless transformers and vLLM build from config.json the model that its sizes describe."""
+    if config.get("model_type") != "llama":
+        raise BadInput(f"config.json: model_type must be 'llama'; got {reprlib.repr(config.get('model_type'))}.")
+    labels = config.get("num_labels", 2)
+    if type(labels) is not int or not 0 <= labels <= MAX_LABELS:
+        raise BadInput(f"config.json: num_labels must be from 0 to {MAX_LABELS}; got {reprlib.repr(labels)}.")
+    if shape.heads % shape.kv_heads:
+        raise BadInput(
+            f"config.json: num_attention_heads must be a multiple of num_key_value_heads; got {shape.heads} and "
+            f"{shape.kv_heads}."
+        )
+    if shape.head_dim % 2:
+        raise BadInput(f"config.json: head_dim must be even, for rotary embeddings; got {shape.head_dim}.")
 
 
 def check_headers(checkpoint: Checkpoint) -> None:
@@ -196,10 +237,23 @@ def check_headers(checkpoint: Checkpoint) -> None:
     for tensor, shape in checkpoint.dense_tensors.items():
         expected.add(tensor)
         require(tensor, entries)
-        check_tensor(tensor, entries[tensor].shape, entries[tensor].dtype, shape, entries[tensor].dtype)
+        dtype = entries[tensor].dtype
+        if not dtype.is_floating_point:
+            raise BadInput(f"{tensor} must be of a floating-point dtype; the file has {dtype}.")
+        check_tensor(tensor, entries[tensor].shape, dtype, shape, dtype)
     surplus = sorted(set(entries) - expected)
     if surplus:
         raise BadInput(f"the tensor {surplus[0]} does not belong to the model that config.json describes.")
+
+
+def check_layer(checkpoint: Checkpoint, name: str, N: int, K: int) -> None:
+    """Raise `BadInput` unless the values of a linear or table `[N, K]` are lawful, its codes unread."""
+    suffixes = ("scales", "channel_scales", "salient_mask")
+    tensors = {suffix: checkpoint.directory.tensor(f"{name}.{suffix}") for suffix in suffixes}
+    try:
+        check_values(tensors, checkpoint.weight_format.of(name), N, K)
+    except BadInput as error:
+        raise BadInput(f"{checkpoint.directory.path}: {name}.{error}") from error
 
 
 def require(tensor: str, entries: dict[str, TensorEntry]) -> None:

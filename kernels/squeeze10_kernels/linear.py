@@ -62,6 +62,15 @@ def check_linear(tensors: dict[str, torch.Tensor], weight_format: WeightFormat, 
         if suffix not in tensors:
             raise BadInput(f"{suffix} is missing.")
         check_tensor(suffix, tuple(tensors[suffix].shape), tensors[suffix].dtype, shape, dtype)
+    check_values(tensors, weight_format, N, K)
+
+
+def check_values(tensors: dict[str, torch.Tensor], weight_format: WeightFormat, N: int, K: int) -> None:
+    """Raise `BadInput` unless the mask's counts and all scales are lawful; every code is, so codes are not needed.
+
+    Args:
+        tensors: `scales`, `channel_scales` and `salient_mask` of the right shapes and dtypes.
+    """
     check_salient_mask(tensors["salient_mask"], weight_format, N, K)
     if not tensors["scales"].isfinite().all():
         raise BadInput("scales must be finite; it holds NaN or infinity.")

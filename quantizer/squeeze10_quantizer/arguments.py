@@ -15,17 +15,7 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
         help="4-bit weights: whole input channels (1.6 bits), or any element (the paper; 2.6 bits)",
     )
     command.add_argument("--salient-ratio", type=float, default=0.2, help="share of 4-bit weights, 0 to 1")
-    command.add_argument(
-        "--calibration",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="text, .jsonl (text or messages) or .safetensors (input_ids); default: a bundled text",
-    )
-    command.add_argument("--samples", type=int, default=128, help="calibration sequences")
-    command.add_argument("--context", type=int, default=2048, help="tokens of each")
-    command.add_argument("--seed", type=int, default=0, help="chooses the calibration windows")
+    add_calibration(command)
     switch = argparse.BooleanOptionalAction
     command.add_argument(
         "--fias",
@@ -60,8 +50,30 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
         default=16,
         help="of the embeddings and lm_head: 16, as they are; 4, smaller models with a large vocabulary",
     )
+    command.add_argument(
+        "--tensorboard",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="write errors and losses there for TensorBoard (pip install squeeze10-vllm[tensorboard])",
+    )
     add_tuning(command)
     add_device(command)
+
+
+def add_calibration(command: argparse.ArgumentParser) -> None:
+    """What `squeeze10 quantize` and `ablate` calibrate on."""
+    command.add_argument(
+        "--calibration",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="text, .jsonl (text or messages) or .safetensors (input_ids); default: a bundled text",
+    )
+    command.add_argument("--samples", type=int, default=128, help="calibration sequences")
+    command.add_argument("--context", type=int, default=2048, help="tokens of each")
+    command.add_argument("--seed", type=int, default=0, help="chooses the calibration windows")
 
 
 def add_tuning(command: argparse.ArgumentParser) -> None:
@@ -115,6 +127,14 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     """`squeeze10 eval`."""
     command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
+    add_measures(command, "--context")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    add_device(command)
+
+
+def add_measures(command: argparse.ArgumentParser, context: str) -> None:
+    """What `squeeze10 eval` and `ablate` measure; `context` is the option for a window's tokens."""
     command.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text, whose perplexity is taken")
     command.add_argument(
         "--tasks",
@@ -131,12 +151,50 @@ def add_eval(command: argparse.ArgumentParser) -> None:
         "and gold, the index of the right choice",
     )
     command.add_argument("--batch", type=int, default=8, help="choices of tasks computed at once")
-    command.add_argument("--context", type=int, default=2048, help="tokens of a window; windows do not overlap")
+    command.add_argument(
+        context,
+        type=int,
+        default=2048,
+        dest="window",
+        metavar="TOKENS",
+        help="tokens of a window of the text; windows do not overlap",
+    )
     command.add_argument("--max-tokens", type=int, default=None, help="read only the first tokens of the text")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(wrong_usage=command.error)
+
+
+def add_ablate(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 ablate`; the tables stand in `ablation_tables.py`."""
+    command.add_argument("model", type=Path, metavar="MODEL", help="LLaMA-family Hugging Face directory (safetensors)")
+    command.add_argument(
+        "--table",
+        type=table_numbers,
+        required=True,
+        metavar="N,...",
+        help="of the paper: 3, bits of the salient part; 4, its share; 5, PBAR, FIAS and staging; 6, λ; "
+        "variants of several tables are quantized once",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results, tables and plots; new")
+    command.add_argument("--mask", choices=("columns", "elements", "both"), default="columns")
+    command.add_argument("--salient-ratio", type=float, default=0.2, help="share of salient weights; table 4 varies it")
+    command.add_argument(
+        "--staged",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="round first to the width of the salient part, as the paper, in tables 3, 4 and 6; 5 has both",
+    )
+    add_calibration(command)
+    add_measures(command, "--text-context")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     add_device(command)
+
+
+def table_numbers(text: str) -> list[int]:
+    """Distinct numbers of the paper's tables, from `N,...`."""
+    numbers = [int(number) for number in text.split(",")]
+    if not set(numbers) <= {3, 4, 5, 6}:
+        raise argparse.ArgumentTypeError(f"must be some of 3, 4, 5 and 6; got {text}")
+    return list(dict.fromkeys(numbers))
 
 
 def add_generate(command: argparse.ArgumentParser) -> None:

@@ -13,10 +13,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from squeeze10_kernels import BadInput
-from squeeze10_quantizer.arguments import add_device, add_eval, add_generate, add_inspect, add_quantize
+from squeeze10_quantizer.arguments import add_ablate, add_device, add_eval, add_generate, add_inspect, add_quantize
+
+if TYPE_CHECKING:
+    from squeeze10_kernels.format import Mask
+    from squeeze10_quantizer.measures import Measures
 
 BAD_DATA: Final = 65
 UNAVAILABLE: Final = 69
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(f"Reading or writing failed: {error}.", IO_ERROR)
     except KeyboardInterrupt:
-        again = "; the same command goes on from there" if options.run is quantize else ""
+        again = "; the same command goes on from there" if options.run in (quantize, ablate) else ""
         return fail(f"Stopped{again}.", STOPPED)
 
 
@@ -81,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add_command(commands, "dequantize", dequantize, "write a checkpoint as a plain bf16 model directory")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
     command.add_argument("out", type=Path, metavar="OUT")
+    add_ablate(
+        add_command(commands, "ablate", ablate, "the paper's ablations on a model; repeat it to go on after a stop")
+    )
     add_generate(add_command(commands, "generate", generate, "let a model write text to distill it on"))
     add_device(add_command(commands, "doctor", doctor, "say whether serving works here, and what to do if not"))
     command = add_command(commands, "demo-model", demo_model, "write SmolLM2-135M-Instruct as a model directory")
@@ -113,15 +120,23 @@ def device_of(name: str) -> Any:
 
 def quantize(options: argparse.Namespace) -> None:
     """Quantize, then say what came out."""
-    from squeeze10_quantizer.quantize import Text, model_name, quantize
+    from squeeze10_quantizer.curves import Curves
+    from squeeze10_quantizer.quantize import Text, quantize
     from squeeze10_quantizer.recipe import Recipe
 
     fields = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
-    names = {options.model: model_name(options.model), options.out: "OUT"}
-    command = shlex.join(["squeeze10", *(names.get(Path(word), word) for word in options.words)])
     text = Text(options.calibration, options.distill_text)
-    quantize(options.model, options.out, Recipe(**fields), text, device_of(options.device), command)
+    curves, device = Curves(options.tensorboard), device_of(options.device)
+    quantize(options.model, options.out, Recipe(**fields), text, device, command_of(options), curves)
     print_summary(options.out)
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command line as a report has it: what it read and wrote by name only."""
+    from squeeze10_quantizer.quantize import model_name
+
+    names = {options.model: model_name(options.model), options.out: "OUT"}
+    return shlex.join(["squeeze10", *(names.get(Path(word), word) for word in options.words)])
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -152,29 +167,35 @@ def print_summary(path: Path) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print a perplexity, the accuracy in tasks, or both."""
+    measures = measures_of(options)
+    import torch
+    from transformers import AutoTokenizer
+
+    from squeeze10_quantizer.loading import load_model
+
+    model = load_model(options.model, getattr(torch, options.dtype), device_of(options.device))
+    result = measures.take(model, AutoTokenizer.from_pretrained(options.model, trust_remote_code=False))
+    print(json.dumps(result) if options.json else "\n".join(evaluation_lines(result)))
+
+
+def measures_of(options: argparse.Namespace) -> "Measures":
+    """What the options ask to measure; they may not ask for nothing."""
     if not (options.text or options.tasks):
         options.wrong_usage("one of --text and --tasks is required")
     if bool(options.tasks) != bool(options.task_data):
         options.wrong_usage("--tasks and --task-data need each other")
     if options.batch < 1:
         raise BadInput(f"--batch must be at least 1; got {options.batch}.")
-    import torch
-    from transformers import AutoTokenizer
+    from squeeze10_quantizer.measures import Measures
 
-    from squeeze10_quantizer.loading import load_model
-    from squeeze10_quantizer.perplexity import evaluate_text, read_text
-    from squeeze10_quantizer.tasks import evaluate_tasks, load_tasks
-
-    text = read_text(options.text) if options.text else None
-    tasks = load_tasks(options.tasks, options.task_data) if options.tasks else {}
-    model = load_model(options.model, getattr(torch, options.dtype), device_of(options.device))
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    result: dict[str, Any] = {}
-    if text is not None:
-        result |= evaluate_text(model, tokenizer, text, context=options.context, max_tokens=options.max_tokens)
-    if tasks:
-        result["tasks"] = evaluate_tasks(model, tokenizer, tasks, options.batch)
-    print(json.dumps(result) if options.json else "\n".join(evaluation_lines(result)))
+    return Measures(
+        options.text,
+        options.tasks,
+        options.task_data,
+        context=options.window,
+        max_tokens=options.max_tokens,
+        batch=options.batch,
+    )
 
 
 def evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
@@ -185,6 +206,20 @@ def evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
         metrics = [metric for metric in ("acc", "acc_norm") if metric in found]
         shown = [f"{metric} {found[metric]:.4f} ± {found[f'{metric}_stderr']:.4f}" for metric in metrics]
         yield f"{name}: {', '.join(shown)}, {found['items']} items"
+
+
+def ablate(options: argparse.Namespace) -> None:
+    """Print the paper's tables as they come out on this model."""
+    measures = measures_of(options)
+    from squeeze10_quantizer.ablation import Plan, ablate
+    from squeeze10_quantizer.ablation_report import render
+    from squeeze10_quantizer.recipe import Recipe
+
+    masks: list[Mask] = ["columns", "elements"] if options.mask == "both" else [options.mask]
+    shared = {name: getattr(options, name) for name in ("salient_ratio", "staged", "samples", "context", "seed")}
+    plan = Plan(options.table, masks, Recipe(mask=masks[0], **shared), options.calibration)
+    results = ablate(options.model, options.out, plan, measures, device_of(options.device), command_of(options))
+    print(json.dumps(results) if options.json else render(results), end="\n" if options.json else "")
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ class Decoder:
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
         self.device = device
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
             self.skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32).model
         rotary = self.skeleton.rotary_emb

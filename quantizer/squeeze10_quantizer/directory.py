@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from squeeze10_kernels import BadInput
@@ -74,9 +75,13 @@ def lock(path: Path) -> IO[str]:
     file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        # a holder that ends removes the file: a lock on the removed one excludes nobody
+        held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except BlockingIOError:
+        held = False
+    if not held:
         file.close()
-        raise BadInput(f"another process holds {path}; wait until it has ended, or choose another output.") from error
+        raise BadInput(f"another process holds {path}; wait until it has ended, or choose another output.")
     return file
 
 
@@ -103,10 +108,17 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file, readable by other users (safetensors itself writes mode 0600)."""
+    """Write one safetensors file, readable by other users (safetensors itself writes mode 0600).
+
+    Raises:
+        OSError: The disk is full or otherwise refuses.
+    """
     # cloned: linears of one input share their channel scales in memory, which safetensors refuses
     copies = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
-    save_file(copies, path, metadata={"format": "pt"} | (metadata or {}))
+    try:
+        save_file(copies, path, metadata={"format": "pt"} | (metadata or {}))
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

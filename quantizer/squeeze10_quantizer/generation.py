@@ -113,11 +113,11 @@ def generate_text(
     if not temperature > 0:
         raise BadInput(f"--temperature must be above 0; got {temperature}.")
     refuse_existing(out)
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model = load_model(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     words = cycle(openings(text, tokenizer, seed))
-    model = load_model(path, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     writer = Writer(model, tokenizer, temperature)
     torch.manual_seed(seed)
     written, asked = 0, batch // 2 if chats and tokenizer.chat_template else 0

@@ -1,16 +1,18 @@
 """Quantize the linears that read one input: salience, one choice, one set of channel scales, rounding."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize
+from squeeze10_kernels.format import SALIENT_BITS
 from squeeze10_quantizer.hessian import inverse
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.salience import activation_range, choose_channels, choose_elements, hessian_salience
 from squeeze10_quantizer.scales import fit_channel_scales
-from squeeze10_quantizer.uniform import binarize, round_to_4_bits
+from squeeze10_quantizer.uniform import binarize, round_uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +38,72 @@ class Quantized:
     error: float | None
 
 
+class Start:
+    """Weights that are rounded, and the two parts of their salience.
+
+    Attributes:
+        weight: `[N, K]` fp32: the weights themselves, or their uniform stage.
+        hessian_salience: V, `[N, K]`.
+    """
+
+    def __init__(self, weight: torch.Tensor, inverse_hessian: torch.Tensor, x: torch.Tensor) -> None:
+        self.weight = weight
+        self.hessian_salience = hessian_salience(weight, inverse_hessian)
+        self.x = x
+
+    @cached_property
+    def activation_range(self) -> torch.Tensor:
+        """B, `[N, K]`; it costs a product with the weights, and no λ changes it."""
+        return activation_range(self.x, self.weight, binarize(self.weight) - self.weight)
+
+    def scores(self, recipe: Recipe) -> torch.Tensor:
+        """M = V + λ B (Eq. 8), or V alone without PBAR; `[N, K]`."""
+        if not recipe.pbar:
+            return self.hessian_salience
+        return self.hessian_salience + recipe.pbar_weight * self.activation_range
+
+
+class GroupQuantizer:
+    """Quantizes the linears of one input, under one recipe or many: what these share is computed once."""
+
+    def __init__(self, group: InputGroup, damp_ratio: float) -> None:
+        self.group = group
+        self.damp_ratio = damp_ratio
+        self.weight = torch.cat(list(group.weights.values()))  # [ΣN, K]
+        self.inverse_hessian = inverse(group.hessian, damp_ratio)
+        self.channel_scales = fit_channel_scales(self.weight)
+        self.starts: dict[int | None, Start] = {}
+
+    def start(self, stage_bits: int | None) -> Start:
+        """The weights rounded to so many bits first, or as they are."""
+        if stage_bits not in self.starts:
+            weight = self.weight if stage_bits is None else round_uniform(self.weight, stage_bits)
+            self.starts[stage_bits] = Start(weight, self.inverse_hessian, self.group.x)
+        return self.starts[stage_bits]
+
+    def quantize(
+        self, recipe: Recipe, weight_format: WeightFormat, salient_bits: int = SALIENT_BITS
+    ) -> dict[str, Quantized]:
+        """Name to result; the stage has the width of the salient part, as in the paper's Table 3."""
+        assert recipe.damp_ratio == self.damp_ratio
+        group, sizes = self.group, [len(part) for part in self.group.weights.values()]
+        start = self.start(salient_bits if recipe.staged else None)
+        layer = round_rows(
+            self.weight,
+            start.weight,
+            choose_salient(start.scores(recipe), sizes, weight_format),
+            self.channel_scales,
+            group.hessian,
+            self.inverse_hessian if recipe.compensate else None,
+            salient_bits,
+        )
+        parts = zip(group.weights, split_rows(layer, sizes), strict=True)
+        return {name: Quantized(part, relative_error(group.weights[name], part, group.hessian)) for name, part in parts}
+
+
 def quantize_group(group: InputGroup, recipe: Recipe, weight_format: WeightFormat) -> dict[str, Quantized]:
     """Quantize the linears of one input; name to result."""
-    weight = torch.cat(list(group.weights.values()))  # [ΣN, K]
-    sizes = [len(part) for part in group.weights.values()]
-    inverse_hessian = inverse(group.hessian, recipe.damp_ratio)
-    start = round_to_4_bits(weight) if recipe.staged else weight
-    scores = salience_scores(start, inverse_hessian, group.x, recipe)
-    layer = round_rows(
-        weight,
-        start,
-        choose_salient(scores, sizes, weight_format),
-        fit_channel_scales(weight),
-        group.hessian,
-        inverse_hessian if recipe.compensate else None,
-    )
-    parts = zip(group.weights, split_rows(layer, sizes), strict=True)
-    return {name: Quantized(part, relative_error(group.weights[name], part, group.hessian)) for name, part in parts}
-
-
-def salience_scores(
-    start: torch.Tensor, inverse_hessian: torch.Tensor, x: torch.Tensor, recipe: Recipe
-) -> torch.Tensor:
-    """M = V + λ B (Eq. 8), or V alone without PBAR; `[N, K]`."""
-    scores = hessian_salience(start, inverse_hessian)
-    if recipe.pbar:
-        scores += recipe.pbar_weight * activation_range(x, start, binarize(start) - start)
-    return scores
+    return GroupQuantizer(group, recipe.damp_ratio).quantize(recipe, weight_format)
 
 
 def choose_salient(scores: torch.Tensor, sizes: list[int], weight_format: WeightFormat) -> torch.Tensor:

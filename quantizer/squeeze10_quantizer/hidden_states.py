@@ -1,5 +1,6 @@
 """The hidden states of all calibration samples between two decoder layers."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,15 @@ BATCH_TOKENS: Final = 4096
 
 
 def spilled_embeddings(decoder: Decoder, tokens: torch.Tensor, path: Path) -> torch.Tensor:
-    """Those before the first layer, `[samples, context, hidden]` fp32, in a memory-mapped file."""
+    """Those before the first layer, `[samples, context, hidden]` fp32, in a memory-mapped file.
+
+    Raises:
+        OSError: The disk has no room for it.
+    """
     size = tokens.numel() * decoder.shape.hidden
+    with path.open("wb") as file:
+        # a page of a sparse file for which the disk has no room kills the process with SIGBUS when it is written
+        os.posix_fallocate(file.fileno(), 0, size * torch.float32.itemsize)
     return fill(torch.from_file(str(path), shared=True, size=size, dtype=torch.float32), decoder, tokens)
 
 

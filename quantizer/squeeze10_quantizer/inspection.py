@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from squeeze10_kernels import BadInput, Checkpoint, open_checkpoint
-from squeeze10_kernels.checkpoint import check_group_copies, read_json
+from squeeze10_kernels.checkpoint import check_tensors, open_headers, read_json
+from squeeze10_kernels.safetensors_header import METADATA, header_json
 from squeeze10_quantizer.directory import SUMS_NAME, sha256
+
+MAX_SUMS_BYTES: Final = 2**20
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """Format, achieved salient ratio and real bits of a checkpoint; reads headers only.
+    """Format, achieved salient ratio and real bits of a checkpoint, after checking it.
 
     `bits_per_weight` counts every stored byte of the decoder's linears: codes, masks, scales, biases and their
     entries in the safetensors headers. `model_bits_per_weight` counts the whole files over all weights.
@@ -60,11 +63,8 @@ def stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
     """Tensor name to its bytes in its file: data and its entry in the header."""
     sizes: dict[str, int] = {}
     for file in {entry.file for entry in checkpoint.directory.entries.values()}:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
+        for name, entry in header_json(file).items():
+            if name != METADATA:
                 text = json.dumps({name: entry}, separators=(",", ":"))
                 begin, end = entry["data_offsets"]
                 # the braces around the entry stand for the comma after it
@@ -72,41 +72,58 @@ def stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
     return sizes
 
 
-def layer_errors(path: Path) -> dict[str, float]:
-    """Relative output errors from the report; empty if the checkpoint came without one."""
+def layer_errors(path: Path) -> dict[str, float | None]:
+    """Relative output errors from the report, None where they were not measured; empty if there is no report."""
     report = path / "squeeze10_report.json"
     if not report.is_file():
         return {}
-    errors: dict[str, float] = read_json(report).get("layers", {})
+    errors = read_json(report).get("layers", {})
+    if not isinstance(errors, dict) or not all(error is None or type(error) is float for error in errors.values()):
+        raise BadInput(f"{report} must map names of linears to numbers under layers; remove it or fetch it again.")
     return errors
 
 
 def verify_checkpoint(path: Path) -> int:
-    """Read and check everything: headers, sums, codes, scales, copies. Returns the number of tensors.
+    """Check everything that every reader checks, and the sums of all files. Returns the number of tensors.
 
     Raises:
         BadInput: Something is wrong; names the file or tensor.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_headers(path)
     verify_sums(path)
-    for name in checkpoint.quantized:
-        checkpoint.layer(name)
-    for index in range(checkpoint.shape.num_layers):
-        check_group_copies(checkpoint, index)
-    for name in checkpoint.dense_tensors:
-        if not checkpoint.directory.tensor(name).isfinite().all():
-            raise BadInput(f"{path}: {name} holds NaN or infinity; quantize the model again.")
+    check_tensors(checkpoint)
     return len(checkpoint.directory.entries)
 
 
 def verify_sums(path: Path) -> None:
-    """Raise `BadInput` unless every file of SHA256SUMS has the sum that stands there."""
+    """Raise `BadInput` unless SHA256SUMS lists every file of the directory once, with the sum that the file has.
+
+    Hidden files, which download tools leave, need no sum; no reader reads them.
+    """
     sums = path / SUMS_NAME
     if not sums.is_file():
         raise BadInput(f"{path} has no {SUMS_NAME}; its files cannot be verified, fetch the checkpoint again.")
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        want, _, name = line.partition("  ")
+    listed = read_sums(sums)
+    for name, want in listed.items():
         if Path(name).name != name or not (path / name).is_file():
-            raise BadInput(f"{sums} names {name!r}, which is missing; fetch the checkpoint again.")
+            raise BadInput(f"{sums} names {name[:200]!r}, which is missing; fetch the checkpoint again.")
         if sha256(path / name) != want:
             raise BadInput(f"{path / name} differs from its sum in {SUMS_NAME}; fetch or quantize it again.")
+    for file in sorted(path.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name not in listed and file != sums:
+            raise BadInput(f"{file} has no sum in {SUMS_NAME}; remove it or fetch the checkpoint again.")
+
+
+def read_sums(sums: Path) -> dict[str, str]:
+    """File name to SHA-256, from lines as `sha256sum` writes them."""
+    with sums.open("rb") as file:
+        content = file.read(MAX_SUMS_BYTES + 1)
+    if len(content) > MAX_SUMS_BYTES:
+        raise BadInput(f"{sums} must hold at most {MAX_SUMS_BYTES} bytes; it has more.")
+    listed: dict[str, str] = {}
+    for line in content.split(b"\n")[:-1] if content.endswith(b"\n") else [content]:
+        want, _, name = line.decode("utf-8", errors="replace").partition("  ")
+        if not name or name in listed:
+            raise BadInput(f"{sums} must hold lines of a sum, two blanks and a name, each once; got {line[:200]!r}.")
+        listed[name] = want
+    return listed

@@ -146,12 +146,14 @@ class PartialOutput:
             write_safetensors(file, run.state(), {"before": json.dumps(before)})
 
     def take_up(self, run: Distillation) -> float | None:
-        """Set a distillation to the kept state; the divergence that it began with, or None if there is no state."""
-        if not self.distillation.is_file():
+        """Set a distillation to the kept state; the divergence that it began with, or None without a whole one."""
+        try:
+            with safe_open(self.distillation, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+                before: float = json.loads(file.metadata()["before"])
+        except (FileNotFoundError, SafetensorError):
             return None
-        with safe_open(self.distillation, framework="pt") as file:
-            run.load({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (safe_open is no mapping)
-            before: float = json.loads(file.metadata()["before"])
+        run.load(state)
         return before
 
     def forget(self, stage: Stage) -> None:

@@ -21,6 +21,7 @@ from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.calibration import Calibration, load_calibration
 from squeeze10_quantizer.card import model_card
+from squeeze10_quantizer.curves import Curves
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.directory import (
     LazyTensor,
@@ -53,7 +54,9 @@ class Text:
     distillation: Sequence[Path] = ()
 
 
-def quantize(model: Path, out: Path, recipe: Recipe, text: Text, device: torch.device, command: str) -> None:
+def quantize(
+    model: Path, out: Path, recipe: Recipe, text: Text, device: torch.device, command: str, curves: Curves
+) -> None:
     """Quantize the model directory `model` into the checkpoint directory `out`, which appears when it is whole.
 
     An interrupted run is taken up again by the same call.
@@ -73,11 +76,11 @@ def quantize(model: Path, out: Path, recipe: Recipe, text: Text, device: torch.d
         partial_output(out, report, weight_format, decoder.shape) as partial,
         repeatable() if recipe.tuned else nullcontext(),
     ):
-        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial)
+        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial, curves)
         if recipe.tuned:
             report |= {"blocks": block_report(decoder, partial)}
         if distillation:
-            report |= {"divergence": distill_all(decoder, recipe, distillation.tokens, partial)}
+            report |= {"divergence": distill_all(decoder, recipe, distillation.tokens, partial, curves)}
         report |= {"command": command, "layers": layer_report(decoder, partial)}
         if recipe.head_bits == 4:
             report |= {"tables": partial.errors(decoder.shape.num_layers)}
@@ -87,7 +90,7 @@ def quantize(model: Path, out: Path, recipe: Recipe, text: Text, device: torch.d
 
 def read_text(model: Path, recipe: Recipe, text: Text) -> tuple[Calibration, Calibration | None]:
     """What to calibrate on, and what to distill on if anything is distilled."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     read = bind(load_calibration, tokenizer=tokenizer, context=recipe.context, seed=recipe.seed)
     calibration = read(text.calibration, samples=recipe.samples)
     if recipe.tune != "distill":
@@ -100,7 +103,7 @@ def read_text(model: Path, recipe: Recipe, text: Text) -> tuple[Calibration, Cal
     return calibration, distillation
 
 
-def quantize_all(job: Job, partial: PartialOutput) -> None:
+def quantize_all(job: Job, partial: PartialOutput, curves: Curves) -> None:
     """Quantize the layers that `partial` lacks, showing progress and the time left."""
     with (
         tempfile.TemporaryDirectory(dir=partial.path, prefix=SPILL_PREFIX) as spill,
@@ -110,11 +113,18 @@ def quantize_all(job: Job, partial: PartialOutput) -> None:
             if result:
                 partial.save(index, result)
             errors = [error for error in partial.errors(index).values() if error is not None]
-            progress.set_postfix_str(f"relative output error {sum(errors) / len(errors):.4f}")
+            mean = sum(errors) / len(errors)
+            curves.add("layer/relative_output_error", index, mean)
+            if result and result.loss:
+                curves.add("layer/loss_before_tuning", index, result.loss.before)
+                curves.add("layer/loss_after_tuning", index, result.loss.after)
+            progress.set_postfix_str(f"relative output error {mean:.4f}")
             progress.update()
 
 
-def distill_all(decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial: PartialOutput) -> dict[str, float]:
+def distill_all(
+    decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial: PartialOutput, curves: Curves
+) -> dict[str, float]:
     """Distill what `partial` holds, keeping the state there; the divergence before and after, in nats a token."""
     lesson = make_lesson(decoder, partial, windows, codes=recipe.distill_codes)
     run = Distillation(lesson, tokens=recipe.distill_tokens, seed=recipe.seed, checkpointing=recipe.checkpointing)
@@ -127,6 +137,7 @@ def distill_all(decoder: Decoder, recipe: Recipe, windows: torch.Tensor, partial
             start, loss = run.step, run.train(SHOW_STEPS)
             if not math.isfinite(loss):
                 break
+            curves.add("distillation/divergence", run.step, loss)
             progress.set_postfix_str(f"divergence {loss:.4f}")
             progress.update(run.step - start)
             if time.monotonic() - saved > SAVE_SECONDS:

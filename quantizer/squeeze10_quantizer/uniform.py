@@ -1,15 +1,19 @@
-"""4-bit and 1-bit rounding of single rows, as the paper states them (Eq. 1-3)."""
+"""Uniform and 1-bit rounding of single rows, as the paper states them (Eq. 1-3)."""
 
 import torch
 
-LEVELS = 15
+
+def round_uniform(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Asymmetric min-max rounding of every row of `[N, K]` to `2^bits` levels (Eq. 1-2): the paper's first stage."""
+    steps = (1 << bits) - 1
+    low = weight.amin(1, keepdim=True)
+    step = ((weight.amax(1, keepdim=True) - low) / steps).clamp(min=torch.finfo(weight.dtype).tiny)
+    return ((weight - low) / step).round() * step + low
 
 
 def round_to_4_bits(weight: torch.Tensor) -> torch.Tensor:
-    """Asymmetric min-max rounding of every row of `[N, K]` to 16 levels (Eq. 1-2): the paper's first stage."""
-    low = weight.amin(1, keepdim=True)
-    step = ((weight.amax(1, keepdim=True) - low) / LEVELS).clamp(min=torch.finfo(weight.dtype).tiny)
-    return ((weight - low) / step).round() * step + low
+    """`round_uniform` at the paper's width."""
+    return round_uniform(weight, 4)
 
 
 def binarize(weight: torch.Tensor) -> torch.Tensor:

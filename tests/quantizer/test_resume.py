@@ -1,11 +1,16 @@
 """A stopped quantization goes on where it stopped, or says why not; OUT appears only when it is whole."""
 
 import pytest
+import torch
+from tiny_checkpoint import CONFIG
 from tiny_model import SMALL, digests
 
+from squeeze10_kernels import WeightFormat
+from squeeze10_kernels.llama import shape_from_config
 from squeeze10_quantizer import cli, pipeline
 from squeeze10_quantizer.cli import main
 from squeeze10_quantizer.directory import lock
+from squeeze10_quantizer.partial import partial_output
 
 
 @pytest.fixture
@@ -93,3 +98,22 @@ def test_damaged_state_is_quantized_again(tiny_model, tmp_path, stop_at_second_l
     assert main(["quantize", str(tiny_model), str(whole), *SMALL]) == 0
 
     assert digests(out) == digests(whole)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, -1], ids=["empty", "in_length", "in_header", "last_byte"])
+def test_damaged_state_of_a_distillation_is_left_out(tmp_path, kept):
+    """It begins anew instead of ending in an error that only deleting the file would end."""
+
+    class Run:
+        def state(self):
+            return {"weight": torch.ones(8)}
+
+        def load(self, state):
+            assert state["weight"].tolist() == [1.0] * 8
+
+    with partial_output(tmp_path / "out", {}, WeightFormat(), shape_from_config(CONFIG)) as partial:
+        partial.save_distillation(Run(), 1.5)
+        assert partial.take_up(Run()) == 1.5
+        partial.distillation.write_bytes(partial.distillation.read_bytes()[:kept])
+
+        assert partial.take_up(Run()) is None

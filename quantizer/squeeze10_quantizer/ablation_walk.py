@@ -1,0 +1,166 @@
+"""One walk over the decoder layers that quantizes every variant of an ablation.
+
+Variants with FIAS all see the original model's activations: its Hessians are taken once for all of them. A variant
+without FIAS sees those of its own quantized layers, and carries them along.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from squeeze10_kernels import QuantizedLinear
+from squeeze10_quantizer.ablation_state import AblationState
+from squeeze10_quantizer.ablation_tables import Variant
+from squeeze10_quantizer.activations import InputStatistics, collect_inputs
+from squeeze10_quantizer.decoder import Decoder
+from squeeze10_quantizer.group import GroupQuantizer, InputGroup, Quantized, relative_error
+from squeeze10_quantizer.hidden_states import advance, spilled_embeddings
+from squeeze10_quantizer.pipeline import choose_format, set_weight
+
+Statistics = dict[tuple[str, ...], InputStatistics]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A model, the variants of it, and its calibration tokens `[samples, context]`."""
+
+    decoder: Decoder
+    variants: Sequence[Variant]
+    tokens: torch.Tensor
+
+    @cached_property
+    def on_original(self) -> list[Variant]:
+        """Those that are calibrated on the original model's activations."""
+        return [variant for variant in self.variants if variant.recipe.fias]
+
+    @cached_property
+    def on_own(self) -> list[Variant]:
+        """Those that are calibrated on their own."""
+        return [variant for variant in self.variants if not variant.recipe.fias]
+
+    @property
+    def layers(self) -> range:
+        """Indices of the decoder layers."""
+        return range(self.decoder.shape.num_layers)
+
+    def finished(self, state: AblationState) -> bool:
+        """Whether every layer of every variant is done."""
+        return all(state.finished(variant, index) for variant in self.variants for index in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """A decoder layer to run, whose weights change, and the original ones by the linears' names."""
+
+    layer: nn.Module
+    weights: dict[str, torch.Tensor]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the layer its original weights."""
+        for name, weight in self.weights.items():
+            self.layer.get_parameter(f"{name}.weight").copy_(weight)
+
+    def set(self, linears: dict[str, QuantizedLinear]) -> None:
+        """Give the layer a variant's weights."""
+        for name, linear in linears.items():
+            set_weight(self.layer, name, linear)
+
+
+def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> Iterator[tuple[int, Variant]]:
+    """Quantize the layers that `state` lacks into it, yielding each one that is finished, also by an earlier run.
+
+    Args:
+        spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes for the original
+            model and as many for each variant without FIAS.
+    """
+    if ablation.finished(state):
+        yield from ((index, variant) for index in ablation.layers for variant in ablation.variants)
+        return
+    decoder, tokens = ablation.decoder, ablation.tokens
+    original = spilled_embeddings(decoder, tokens, spill / "original.bin")
+    own = {variant: spilled_embeddings(decoder, tokens, spill / f"{variant.name}.bin") for variant in ablation.on_own}
+    for index in ablation.layers:
+        layer = decoder.layer(index)
+        names = decoder.shape.linears()
+        block = LayerWeights(layer, {name: layer.get_parameter(f"{name}.weight").clone() for name in names})
+        hessians = quantize_on_original(ablation, block, index, original, state)
+        yield from ((index, variant) for variant in ablation.on_original)
+        for variant, hidden in own.items():
+            if not state.finished(variant, index):
+                state.save(variant, index, quantize_on_own(ablation, block, variant, hidden, hessians))
+            block.set(state.linears(variant, index, decoder.device))
+            advance(decoder, layer, hidden)
+            yield index, variant
+        decoder.drop(index)
+
+
+def quantize_on_original(
+    ablation: Ablation, block: LayerWeights, index: int, hidden: torch.Tensor, state: AblationState
+) -> dict[tuple[str, ...], torch.Tensor]:
+    """Quantize a layer's variants with FIAS and move the original stream past it.
+
+    Returns:
+        The Hessian of every input, by which all variants' errors are measured; empty if all of them are finished.
+    """
+    decoder = ablation.decoder
+    if all(state.finished(variant, index) for variant in ablation.variants):
+        advance(decoder, block.layer, hidden)
+        return {}
+    missing = [variant for variant in ablation.on_original if not state.finished(variant, index)]
+    statistics = statistics_of(ablation, block, missing, hidden, store=True)
+    hessians = {group: seen.hessian.value() for group, seen in statistics.items()}
+    results: dict[Variant, dict[str, Quantized]] = {variant: {} for variant in missing}
+    for group, seen in statistics.items():
+        if missing:
+            quantizer = group_quantizer(block, group, hessians[group], seen, missing[0])
+        for variant in missing:
+            results[variant] |= quantize_inputs(decoder, quantizer, variant)
+    for variant, linears in results.items():
+        state.save(variant, index, linears)
+    return hessians
+
+
+def quantize_on_own(
+    ablation: Ablation,
+    block: LayerWeights,
+    variant: Variant,
+    hidden: torch.Tensor,
+    hessians: dict[tuple[str, ...], torch.Tensor],
+) -> dict[str, Quantized]:
+    """Quantize a layer of a variant without FIAS; its stream stays before the layer."""
+    block.restore()
+    results: dict[str, Quantized] = {}
+    for group, seen in statistics_of(ablation, block, [variant], hidden, store=False).items():
+        quantizer = group_quantizer(block, group, seen.hessian.value(), seen, variant)
+        for name, result in quantize_inputs(ablation.decoder, quantizer, variant).items():
+            # on the original model's inputs, so that all variants' errors compare
+            error = relative_error(block.weights[name], result.layer, hessians[group])
+            results[name] = replace(result, error=error)
+    return results
+
+
+def statistics_of(
+    ablation: Ablation, block: LayerWeights, variants: Sequence[Variant], hidden: torch.Tensor, *, store: bool
+) -> Statistics:
+    """What the variants need to know of a layer's inputs; with `store`, `hidden` becomes its outputs."""
+    keep = max((variant.recipe.pbar_tokens for variant in variants if variant.recipe.pbar), default=0)
+    decoder = ablation.decoder
+    return collect_inputs(block.layer, lambda: advance(decoder, block.layer, hidden, store=store), keep, decoder.device)
+
+
+def group_quantizer(
+    block: LayerWeights, group: tuple[str, ...], hessian: torch.Tensor, seen: InputStatistics, variant: Variant
+) -> GroupQuantizer:
+    """Of the linears that read one input, for all variants that see this input."""
+    weights = {name: block.weights[name] for name in group}
+    return GroupQuantizer(InputGroup(weights, hessian, seen.tokens()), variant.recipe.damp_ratio)
+
+
+def quantize_inputs(decoder: Decoder, quantizer: GroupQuantizer, variant: Variant) -> dict[str, Quantized]:
+    """Quantize the linears of one input for one variant."""
+    return quantizer.quantize(variant.recipe, choose_format(decoder, variant.recipe), variant.salient_bits)

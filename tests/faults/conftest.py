@@ -1,0 +1,38 @@
+"""Sound checkpoints to spoil, the readers that must refuse them, and hypothesis with a short and a long profile."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import tiny_checkpoint as tiny
+from faults.readers import refusal_of
+from hypothesis import settings
+
+from squeeze10_kernels import WeightFormat
+from squeeze10_quantizer.directory import write_sums
+
+settings.register_profile("short", max_examples=300, deadline=None, database=None, derandomize=True)
+settings.register_profile("soak", max_examples=10_000, deadline=None, database=None, print_blob=True)
+settings.load_profile("short")
+
+FORMATS = {"columns": WeightFormat(chunks=2), "elements": WeightFormat("elements")}
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Mask to a whole checkpoint with sums; copy it before you spoil it."""
+    paths = {}
+    for mask, weight_format in FORMATS.items():
+        paths[mask] = tiny.build_checkpoint(tmp_path_factory.mktemp(mask) / "model", weight_format).path
+        write_sums(paths[mask])
+    return paths
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, capfd: Any) -> Callable[[str, Path], tuple[int, str]]:
+    """Reader and checkpoint to exit code and message."""
+    return lambda reader, path: refusal_of(reader, path, tmp_path, capfd)

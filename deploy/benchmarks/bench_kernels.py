@@ -26,13 +26,15 @@ import triton.language as tl
 from timing import MODELS, Problem, Results, Shape, cold_copies, make_problem, relative_error, time_launches
 
 from squeeze10_kernels.activations import gather_groups
-from squeeze10_kernels.kernel_layout import to_kernel_layout
+from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 from squeeze10_kernels.linear import QuantizedLinear
 from squeeze10_kernels.mixed_linear import launch
 from squeeze10_kernels.reference import scale_activations
 from squeeze10_kernels.tiles import Gpu, Tile, WgmmaTile, gpu_of, select_tile
 
 AnyTile = Tile | WgmmaTile | None
+Job = tuple[AnyTile, int, int]
+"""A tile to compile, input features and salient channels."""
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MAX_ERROR = 5e-3
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -58,7 +60,21 @@ WGMMA_TILES = {
     32: ((64, 32, 4, 3, 3, True, 4, 80), (128, 32, 4, 3, 3, True, 8, 80)),
     64: ((64, 64, 4, 2, 3, True, 4, 80), (64, 64, 4, 3, 3, True, 4, 128), (128, 64, 4, 3, 2, False, 8, 80)),
     128: ((64, 64, 4, 2, 2, True, 4, 80), (64, 128, 4, 3, 3, True, 4, 248), (128, 128, 4, 3, 2, False, 8, 168)),
-    512: ((128, 128, 4, 3, 2, False, 8, 168), (128, 256, 1, 5, 2, False, 8, 168)),
+    256: (
+        (64, 64, 4, 2, 2, True, 4, 80),
+        (64, 64, 4, 3, 3, True, 4, 128),
+        (64, 128, 4, 3, 3, True, 4, 248),
+        (128, 64, 4, 3, 2, False, 8, 80),
+        (128, 128, 4, 3, 2, False, 8, 168),
+        (128, 256, 1, 5, 2, False, 8, 168),
+        (256, 128, 2, 5, 2, False, 8, 168),
+    ),
+    512: (
+        (64, 128, 4, 3, 3, True, 4, 248),
+        (128, 128, 4, 3, 2, False, 8, 168),
+        (128, 256, 1, 5, 2, False, 8, 168),
+        (256, 128, 2, 5, 2, False, 8, 168),
+    ),
     4096: ((128, 128, 4, 3, 2, False, 8, 168), (128, 256, 1, 5, 2, False, 8, 168), (256, 128, 2, 5, 2, False, 8, 168)),
 }
 SPLITS = (1, 2, 3, 4, 6, 8)
@@ -79,29 +95,33 @@ def candidate_tiles(M: int, N: int, gpu: Gpu) -> list[AnyTile]:
     return [tile for tile in wide if tile.split == 1 or 60 < tile.split * tile.tiles(M, N) < 450]
 
 
-def compile_in_worker(tiles: list[AnyTile], shape: Shape, pdl: bool) -> int:
-    """Fill Triton's disk cache; few rows are enough, what kernels are specialised on is as in `shape`."""
-    _, K, S = shape
+@functools.cache
+def few_rows(K: int, S: int) -> PackedLinear:
+    """A layer of as many channels, which are what kernels are specialised on."""
     salient = torch.arange(K, device="cuda") < S
     codes = torch.zeros(256, K, dtype=torch.uint8, device="cuda")
     zeros = torch.zeros(256, 3, device="cuda").half()
-    packed = to_kernel_layout(QuantizedLinear(codes, salient, zeros, torch.ones(K, device="cuda").half()))
-    x, failed = torch.zeros(2, K, dtype=torch.bfloat16, device="cuda"), 0
-    for tile in tiles:
+    return to_kernel_layout(QuantizedLinear(codes, salient, zeros, torch.ones(K, device="cuda").half()))
+
+
+def compile_in_worker(jobs: list[Job], pdl: bool) -> int:
+    """Fill Triton's disk cache."""
+    failed = 0
+    for tile, K, S in jobs:
         try:
-            launch(x, packed, None, tile, pdl=pdl)
+            launch(torch.zeros(2, K, dtype=torch.bfloat16, device="cuda"), few_rows(K, S), None, tile, pdl=pdl)
         except Exception as error:  # noqa: BLE001 - a tile that does not fit is left out of the sweep
             failed += 1
             print("does not compile:", tile, str(error)[:120], flush=True)
     return failed
 
 
-def compile_all(tiles: list[AnyTile], shape: Shape, workers: int, pdl: bool) -> None:
+def compile_all(jobs: list[Job], workers: int, pdl: bool) -> None:
     start = time.time()
-    batches = [tiles[i::workers] for i in range(workers)]
+    batches = [jobs[i::workers] for i in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        failed = sum(pool.map(partial(compile_in_worker, shape=shape, pdl=pdl), batches))
-    print(f"compiled {len(tiles) - failed} of {len(tiles)} tiles in {time.time() - start:.0f} s", flush=True)
+        failed = sum(pool.map(partial(compile_in_worker, pdl=pdl), batches))
+    print(f"compiled {len(jobs) - failed} of {len(jobs)} tiles in {time.time() - start:.0f} s", flush=True)
 
 
 class Bench:
@@ -170,15 +190,21 @@ def floors(bench: Bench, problems: dict[str, Problem]) -> None:
 
 
 def sweep(
-    bench: Bench, problems: dict[str, Problem], shape: Shape, tokens: list[int], workers: int, seconds: float
+    bench: Bench,
+    problems: dict[str, Problem],
+    shapes: dict[str, Shape],
+    tokens: list[int],
+    workers: int,
+    seconds: float,
 ) -> dict[tuple[int, str], AnyTile]:
-    """The best tile for every (tokens, layer). `shape`: of the linear for which all are compiled ahead, in parallel."""
+    """The best tile for every (tokens, layer); all are compiled ahead, in parallel."""
     plans = {
         (M, name): candidate_tiles(M, problems[name].packed.out_features, bench.gpu)
         for M in tokens
         for name in problems
     }
-    compile_all(list(dict.fromkeys(itertools.chain(*plans.values()))), shape, workers, bench.gpu.pdl)
+    jobs = {(tile, *shapes[name][1:]): None for (_, name), tiles in plans.items() for tile in tiles}
+    compile_all(list(jobs), workers, bench.gpu.pdl)
     best, start = {}, time.time()
     for (M, name), tiles in plans.items():
         ranked = []
@@ -233,7 +259,7 @@ def main() -> None:
     gc.freeze()  # every capture collects garbage
     floors(bench, problems)
     limits = (arguments.workers, arguments.sweep_seconds)
-    best = sweep(bench, problems, shapes["qkv"], arguments.tokens, *limits) if arguments.sweep else {}
+    best = sweep(bench, problems, shapes, arguments.tokens, *limits) if arguments.sweep else {}
     report(bench, problems, best, arguments.tokens)
 
 

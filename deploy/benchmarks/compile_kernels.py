@@ -31,7 +31,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from squeeze10_kernels.activations import GROUP_BLOCK, ROW_BLOCK, _gather_groups_kernel, _gather_rows_kernel
 from squeeze10_kernels.decode_weights import DECODED_ROWS, _decode_kernel
-from squeeze10_kernels.mixed_gemm import _mixed_gemm_kernel
+from squeeze10_kernels.mixed_gemm import TOGETHER_ROUNDS, _mixed_gemm_kernel
 from squeeze10_kernels.tiles import Gpu, Tile, WgmmaTile, select_tile
 from squeeze10_kernels.wgmma_gemm import _wgmma_gemm_kernel
 
@@ -58,7 +58,8 @@ def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
     rounds = -(-K // 320 // tile.slices)
     constants = {
         "HAS_BIAS": False, "ROWS": tile.rows, "GROUPS": tile.groups, "SLICES": tile.slices, "BM": tile.tokens,
-        "ROUNDS": rounds, "RESIDENT": rounds <= tile.unroll, "PAIRED": tile.paired, "UNROLL": tile.unroll,
+        "ROUNDS": rounds, "RESIDENT": rounds <= tile.unroll,
+        "TOGETHER": rounds <= min(tile.unroll, TOGETHER_ROUNDS), "PAIRED": tile.paired, "UNROLL": tile.unroll,
         "BLOCK_S": 16, "ASM": True, "PDL": gpu.pdl,
     }  # fmt: skip
     return compile_kernel(

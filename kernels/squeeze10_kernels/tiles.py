@@ -102,13 +102,14 @@ class WgmmaTile:
         return -(-N // self.rows) * -(-M // self.tokens)
 
 
-# By bucket: the tile for up to so many output features. The best of sweeps on an H200 over the layers of LLaMA2-7B,
-# mma on 2026-11-22, wgmma on 2026-11-23 (LOG.md); few output features need more warps for their rows. Other GPUs take
-# the mma tiles as they are: none was swept.
+# By bucket: the tile for up to so many output features. The best of sweeps over the layers of LLaMA2-7B, mma on an H200
+# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 (LOG.md); few output features need more warps
+# for their rows. Other GPUs take the mma tiles as they are: none was swept.
 _MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
         16384: Tile(32, 1, 4, 8, paired=True, unroll=5),
+        32768: Tile(32, 2, 2, 8, paired=True, unroll=5),
         math.inf: Tile(64, 1, 4, 8, paired=True, unroll=2),
     },
     16: {8192: Tile(32, 1, 8, 16, paired=True, unroll=1), math.inf: Tile(32, 1, 4, 16, paired=True, unroll=4)},

@@ -8,6 +8,7 @@ import triton.language as tl
 from assertions import assert_close
 from random_layers import LLAMA2_7B, random_problem
 
+import squeeze10_kernels.mixed_gemm as mixed_gemm_module
 from squeeze10_kernels import mixed_linear_reference
 from squeeze10_kernels.activations import (
     gather_activations_reference,
@@ -129,15 +130,32 @@ def test_groups_and_slices(M: int, groups: int, slices: int, paired: bool) -> No
 
 
 @interpreted
+@pytest.mark.parametrize("together", [0, 8])
 @pytest.mark.parametrize("unroll", [1, 8])
-def test_words_held_in_registers_or_loaded_in_a_loop(unroll: int) -> None:
+def test_words_held_in_registers_or_loaded_in_a_loop(
+    unroll: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed_gemm_module, "TOGETHER_ROUNDS", together)
     layer, packed, x = random_problem(5, 40, 1300, 0.2, torch.float32)
     bias = torch.randn(40)
 
-    tile = replace(SMALL, unroll=unroll)
-    y = multiply(x, packed, tile, bias)
+    y = multiply(x, packed, replace(SMALL, unroll=unroll), bias)
 
     assert_close(y, mixed_linear_reference(x, layer, bias), rms=FP32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("N", "K"), LLAMA2_7B)
+@pytest.mark.parametrize("M", [1, 8])
+def test_loads_issued_together_change_no_bit(M: int, N: int, K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, packed, x = random_problem(M, N, K, 0.2031, torch.bfloat16, "cuda")
+    tile = Tile(16, 1, 8, 8, paired=True, unroll=5)
+    monkeypatch.setattr(mixed_gemm_module, "TOGETHER_ROUNDS", 0)
+    expected = multiply(x, packed, tile)
+    monkeypatch.setattr(mixed_gemm_module, "TOGETHER_ROUNDS", 5)
+
+    for _ in range(1000):
+        assert torch.equal(multiply(x, packed, tile), expected)
 
 
 @interpreted

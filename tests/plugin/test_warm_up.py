@@ -1,0 +1,57 @@
+"""Which kernels a layer runs when it is loaded: all of the first of a size, one of every other."""
+
+import pytest
+import torch
+from random_layers import random_problem
+
+from squeeze10_kernels import WeightFormat
+from squeeze10_kernels.reference import mixed_linear_reference
+from squeeze10_vllm import linear
+from squeeze10_vllm.config import Squeeze10Config
+from squeeze10_vllm.linear import Squeeze10LinearMethod
+
+K, COUNTS = 520, [1, 8, 300]
+
+
+class Recorded(Squeeze10LinearMethod):
+    """Gives what the layer means, and notes how many tokens it was asked for."""
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        self.seen.append(len(x))
+        return mixed_linear_reference(x, self.layer)
+
+    def __init__(self, config: Squeeze10Config, N: int) -> None:
+        super().__init__(config, ("model.layers.0.mlp.down_proj",))
+        self.layer, self.packed, _ = random_problem(1, N, K, 0.2, torch.bfloat16)
+        self.rows, self.width, self.salient_channels, self.dtype = [N], K, int(self.layer.salient.sum()), torch.bfloat16
+        self.seen: list[int] = []
+
+    def loaded(self) -> list[int]:
+        module = torch.nn.Module()
+        names = {"qweight": self.packed.words, "scales": self.packed.scales}
+        for name, tensor in (
+            names | {"channels": self.packed.channels, "channel_scales": self.packed.channel_scales}
+        ).items():
+            module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        self.compile_kernels(module)
+        return self.seen
+
+
+def test_all_kernels_of_a_size_run_once_and_every_layer_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 128 layers and a dozen kernels each, running all for every layer took most of a minute."""
+    checked: list[int] = []
+    spot_check = linear.spot_check
+
+    def counted(y: torch.Tensor, *rest: object) -> None:
+        checked.append(len(y))
+        spot_check(y, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear, "spot_check", counted)
+    monkeypatch.setattr(linear, "gpu_of", lambda device: None)
+    monkeypatch.setattr(linear, "warm_up_tokens", lambda N, K, gpu: COUNTS)
+    config = Squeeze10Config(WeightFormat())
+
+    assert Recorded(config, 48).loaded() == COUNTS
+    assert Recorded(config, 48).loaded() == COUNTS[:1]
+    assert Recorded(config, 64).loaded() == COUNTS
+    assert checked == [*COUNTS, COUNTS[0], *COUNTS]

@@ -128,6 +128,13 @@ def add_eval(command: argparse.ArgumentParser) -> None:
     """`squeeze10 eval`."""
     command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
     add_measures(command, "--context")
+    command.add_argument(
+        "--against",
+        type=Path,
+        metavar="MODEL",
+        help="the original: also print the divergence from its probabilities on --text, in nats a token, and how "
+        "often both think the same token the likeliest",
+    )
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     add_device(command)

@@ -167,14 +167,22 @@ def print_summary(path: Path) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print a perplexity, the accuracy in tasks, or both."""
+    if options.against and not options.text:
+        options.wrong_usage("--against needs --text")
     measures = measures_of(options)
     import torch
     from transformers import AutoTokenizer
 
     from squeeze10_quantizer.loading import load_model
+    from squeeze10_quantizer.perplexity import compare_on_text
 
     model = load_model(options.model, getattr(torch, options.dtype), device_of(options.device))
-    result = measures.take(model, AutoTokenizer.from_pretrained(options.model, trust_remote_code=False))
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    result = measures.take(model, tokenizer)
+    if options.against and measures.text is not None:
+        original = load_model(options.against, model.dtype, model.device)
+        windows = {"context": options.window, "max_tokens": options.max_tokens}
+        result |= compare_on_text(model, original, tokenizer, measures.text, **windows)
     print(json.dumps(result) if options.json else "\n".join(evaluation_lines(result)))
 
 
@@ -202,6 +210,8 @@ def evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
     """What `evaluate` found, a line each."""
     if "perplexity" in result:
         yield f"perplexity {result['perplexity']:.4f}, {result['tokens']} tokens"
+    if "divergence" in result:
+        yield f"divergence {result['divergence']:.4f} nats a token, the same likeliest token {result['agreement']:.2%}"
     for name, found in result.get("tasks", {}).items():
         metrics = [metric for metric in ("acc", "acc_norm") if metric in found]
         shown = [f"{metric} {found[metric]:.4f} ± {found[f'{metric}_stderr']:.4f}" for metric in metrics]

@@ -181,6 +181,40 @@ def test_eval_equals_transformers_for_both_kinds(tiny_model, tiny_quantized, tmp
         assert result["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
+def test_eval_against_the_original(tiny_model, tiny_quantized, tmp_path, capsys):
+    """Divergence and agreement written out here, over the same windows; of a model from itself: none."""
+    text = tmp_path / "text.txt"
+    text.write_text("A quick brown fox jumps over the lazy dog. " * 8)
+    ids = torch.tensor(byte_tokenizer()(text.read_text())["input_ids"][:200]).view(4, 50)
+    assert main(["dequantize", str(tiny_quantized), str(tmp_path / "plain")]) == 0
+    capsys.readouterr()
+    windows = ["--text", str(text), "--context", "50", "--max-tokens", "220", "--against", str(tiny_model), "--json"]
+
+    found = {}
+    for folder in (tiny_model, tmp_path / "plain"):
+        assert main(["eval", str(folder), *windows, "--device", "cpu"]) == 0
+        found[folder.name] = json.loads(capsys.readouterr().out)
+
+    wanted, ours = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits[:, :-1].detach().softmax(-1)
+        for folder in (tiny_model, tmp_path / "plain")
+    )
+    divergence = (wanted * (wanted / ours).log()).sum(-1).mean()
+    assert found["plain"]["divergence"] == pytest.approx(float(divergence), rel=1e-4)
+    assert found["plain"]["agreement"] == pytest.approx(float((wanted.argmax(-1) == ours.argmax(-1)).float().mean()))
+    assert 0 < found["plain"]["agreement"] < 1
+    assert found[tiny_model.name]["agreement"] == 1
+    assert found[tiny_model.name]["divergence"] == pytest.approx(0, abs=1e-9)
+
+
+def test_eval_against_needs_a_text(tiny_model, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["eval", str(tiny_model), "--tasks", "boolq", "--task-data", "x", "--against", str(tiny_model)])
+
+    assert exit_.value.code == 2
+    assert "--against needs --text" in capsys.readouterr().err
+
+
 def test_verify_accepts_a_whole_checkpoint_and_names_a_changed_byte(tiny_quantized, tmp_path, capsys):
     """A flipped bit in a code is invisible to everything but the sums."""
     assert main(["verify", str(tiny_quantized)]) == 0

@@ -103,8 +103,8 @@ class WgmmaTile:
 
 
 # By bucket: the tile for up to so many output features. The best of sweeps over the layers of LLaMA2-7B, mma on an H200
-# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 (LOG.md); few output features need more warps
-# for their rows. Other GPUs take the mma tiles as they are: none was swept.
+# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 (LOG.md); few output features need more
+# warps for their rows. Other GPUs take the mma tiles as they are: none was swept.
 _MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 PLOT_SIZE: Final = (9, 3.5)
 """Inches."""
+SAME: Final = 0.01
+"""Values that differ by less than this part are in no order."""
 
 
 def render(results: dict[str, Any]) -> str:
@@ -59,8 +61,8 @@ def contradictions_by(table: dict[str, Any], key: str) -> Iterator[str]:
     """The same by one measure, of which less is better; none if it was not taken."""
     rows = [row for row in table["rows"] if key in row]
     for own in (row for row in rows if row["paper_better"] is None):
-        worse = [row for row in rows if row["paper_better"] is False and row[key] < own[key]]
-        better = [row for row in rows if row["paper_better"] is True and row[key] > own[key]]
+        worse = [row for row in rows if row["paper_better"] is False and row[key] < own[key] * (1 - SAME)]
+        better = [row for row in rows if row["paper_better"] is True and row[key] > own[key] * (1 + SAME)]
         for against, says in ((worse, "worse"), (better, "better")):
             if against:
                 named = ", ".join(f"{row['label']} ({row[key]:.4g})" for row in against)

@@ -136,7 +136,13 @@ def command_of(options: argparse.Namespace) -> str:
     from squeeze10_quantizer.quantize import model_name
 
     names = {options.model: model_name(options.model), options.out: "OUT"}
-    return shlex.join(["squeeze10", *(names.get(Path(word), word) for word in options.words)])
+    return shlex.join(["squeeze10", *(names.get(Path(word)) or by_name(word) for word in options.words)])
+
+
+def by_name(word: str) -> str:
+    """A word of the command line with a path's last part in its place."""
+    option, equals, value = word.partition("=")
+    return option + equals + Path(value).name if equals else Path(word).name if "/" in word else word
 
 
 def inspect(options: argparse.Namespace) -> None:

@@ -252,8 +252,6 @@ def test_the_output_is_readable_without_matplotlib(tiny_model, text, tmp_path, m
 
 def test_a_plot_is_written_for_every_table(parts):
     """With matplotlib only."""
-    pytest.importorskip("matplotlib")
-
     for mask in ("columns", "elements"):
         assert "without PBAR" in (parts / f"table-5-{mask}.svg").read_text()
 
@@ -272,6 +270,7 @@ def test_contradictions_are_named_and_agreement_is_not():
     assert "worse than its own choice, 20% (20 here): 10% (19)." in worse
     assert "better than its own choice, 20% (20 here): 60% (30), 30% (21)." in better
     assert contradictions({"rows": agreeing}) == []
+    assert contradictions({"rows": [row("20%", 20.0, None), row("10%", 19.9, False)]}) == [], "as good as equal"
     # the other measure contradicts by itself
     errors = [line | {"layer_error": error} for line, error in zip(agreeing, (0.3, 0.2, 0.4), strict=True)]
     (sentence,) = contradictions({"rows": errors})

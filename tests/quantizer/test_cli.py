@@ -14,7 +14,7 @@ from tiny_model import SMALL
 from transformers import AutoModelForCausalLM
 
 from squeeze10_kernels import dequantize, open_checkpoint
-from squeeze10_quantizer.cli import BAD_DATA, IO_ERROR, main
+from squeeze10_quantizer.cli import BAD_DATA, IO_ERROR, by_name, main
 
 
 def rewrite_config(folder, **changes):
@@ -205,6 +205,20 @@ def test_eval_against_the_original(tiny_model, tiny_quantized, tmp_path, capsys)
     assert 0 < found["plain"]["agreement"] < 1
     assert found[tiny_model.name]["agreement"] == 1
     assert found[tiny_model.name]["divergence"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("/home/me/wiki.txt", "wiki.txt"),
+        ("--text=/home/me/wiki.txt", "--text=wiki.txt"),
+        ("--seed", "--seed"),
+        ("3", "3"),
+    ],
+)
+def test_reports_hold_no_paths_of_the_user(word, shown):
+    """The command goes into the model card, which is published."""
+    assert by_name(word) == shown
 
 
 def test_eval_against_needs_a_text(tiny_model, capsys):

@@ -30,7 +30,7 @@ class Squeeze10Config(QuantizationConfig):
         layers: Quantized layers built in this process.
         loaded_layers: Those of them whose weights are ready.
         resident_bytes: Memory of their parameters.
-        compiled: Output and input features, and whether there is a bias, of layers whose kernels were run.
+        compiled: Output, input and salient features, and whether there is a bias, of layers whose kernels were run.
     """
 
     def __init__(self, weight_format: WeightFormat | None = None) -> None:
@@ -45,7 +45,7 @@ class Squeeze10Config(QuantizationConfig):
         self.layers = 0
         self.loaded_layers = 0
         self.resident_bytes = 0
-        self.compiled: set[tuple[int, int, bool]] = set()
+        self.compiled: set[tuple[int, int, int, bool]] = set()
 
     def __repr__(self) -> str:
         return f"Squeeze10Config({self.weight_format})"

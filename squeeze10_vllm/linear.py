@@ -129,7 +129,7 @@ class Squeeze10LinearMethod(LinearMethodBase):
             read("qweight"), read("scales"), read("channels"), read("channel_scales"), self.salient_channels
         )
         generator = torch.Generator(device).manual_seed(0)
-        size = sum(self.rows), self.width, bias is not None
+        size = sum(self.rows), self.width, self.salient_channels, bias is not None
         counts = warm_up_tokens(*size[:2], gpu_of(device))
         for tokens in counts[:1] if size in self.config.compiled else counts:
             x = torch.randn(tokens, self.width, dtype=self.dtype, device=device, generator=generator)

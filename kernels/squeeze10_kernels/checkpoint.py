@@ -1,6 +1,7 @@
 """A Hugging Face directory of safetensors shards, read without loading it; and a squeeze10 checkpoint on top."""
 
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -191,9 +192,15 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         check_layer(checkpoint, name, N, K)
     for index in range(checkpoint.shape.num_layers):
         check_group_copies(checkpoint, index)
-    for name in checkpoint.dense_tensors:
-        if not checkpoint.directory.tensor(name).isfinite().all():
-            raise BadInput(f"{checkpoint.directory.path}: {name} must be finite; it holds NaN or infinity.")
+    check_finite(checkpoint.directory, checkpoint.dense_tensors)
+
+
+def check_finite(directory: SafetensorsDirectory, names: Iterable[str]) -> None:
+    """Raise `BadInput` if a tensor holds NaN or infinity."""
+    for name in names:
+        # both ends are NaN if one value is; isfinite() alone takes 40 times as long in bf16
+        if not torch.stack(directory.tensor(name).aminmax()).isfinite().all():
+            raise BadInput(f"{directory.path}: {name} must be finite; it holds NaN or infinity.")
 
 
 def check_index(directory: SafetensorsDirectory) -> None:

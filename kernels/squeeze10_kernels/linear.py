@@ -101,7 +101,9 @@ def check_salient_mask(packed: torch.Tensor, weight_format: WeightFormat, N: int
         want = weight_format.salient_channels(K) // weight_format.chunks
         unit = "channels in each chunk"
     else:
-        counts = unpack_bits(packed).sum(dtype=torch.int64).view(1)
+        # a byte a weight would take a minute for the masks of 7B
+        bits_of_byte = unpack_bits(torch.arange(256, dtype=torch.uint8, device=packed.device)[:, None]).sum(1)
+        counts = (torch.bincount(packed.flatten(), minlength=256) * bits_of_byte).sum().view(1)
         want = weight_format.salient_weights(N, K)
         unit = "weights"
     if (counts != want).any():

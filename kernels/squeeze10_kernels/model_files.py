@@ -26,10 +26,12 @@ def check_files(path: Path) -> None:
     for count, file in enumerate(path.iterdir()):
         if count == MAX_FILES:
             raise BadInput(f"{path} must hold at most {MAX_FILES} files; it has more.")
+        if file.name.startswith("."):
+            continue  # no reader reads it; editors leave links to nothing
         if not (file.is_file() or file.is_dir()):
             raise BadInput(f"{file} must be a regular file; it is a pipe, a device or a link to nothing.")
         if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in roots):
-            raise BadInput(f"{file} is a link that leaves the directory; put the file itself there.")
+            raise BadInput(f"{file} is a link that leaves the directory; copy the directory with: cp -rL {path} NEW.")
 
 
 def check_no_code(source: Path, config: dict[str, Any]) -> None:

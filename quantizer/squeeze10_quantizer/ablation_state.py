@@ -112,7 +112,7 @@ class AblationState:
     def measures(self, name: str) -> dict[str, Any] | None:
         """What was measured of a variant, or of the original; None if nothing was yet."""
         file = self.measures_file(name)
-        return read_json(file) if file.is_file() else None
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # NaN too, unlike read_json
 
     def save_measures(self, name: str, measures: dict[str, Any]) -> None:
         """Keep what was measured."""

@@ -121,6 +121,7 @@ def device_of(name: str) -> Any:
 def quantize(options: argparse.Namespace) -> None:
     """Quantize, then say what came out."""
     from squeeze10_quantizer.curves import Curves
+    from squeeze10_quantizer.inspection import inspect_checkpoint
     from squeeze10_quantizer.quantize import Text, quantize
     from squeeze10_quantizer.recipe import Recipe
 
@@ -128,7 +129,7 @@ def quantize(options: argparse.Namespace) -> None:
     text = Text(options.calibration, options.distill_text)
     curves, device = Curves(options.tensorboard), device_of(options.device)
     quantize(options.model, options.out, Recipe(**fields), text, device, command_of(options), curves)
-    print_summary(options.out)
+    print_summary(options.out, inspect_checkpoint(options.out))
 
 
 def command_of(options: argparse.Namespace) -> str:
@@ -149,21 +150,19 @@ def inspect(options: argparse.Namespace) -> None:
     """Print a checkpoint's bits."""
     from squeeze10_quantizer.inspection import inspect_checkpoint
 
+    summary = inspect_checkpoint(options.checkpoint)
     if options.json:
-        print(json.dumps(inspect_checkpoint(options.checkpoint), indent=2))
+        print(json.dumps(summary, indent=2))
         return
-    for layer in inspect_checkpoint(options.checkpoint)["layers"]:
+    for layer in summary["layers"]:
         error = layer["relative_output_error"]
         shown = "unknown" if error is None else f"{error:.4f}"
         print(f"{layer['name']:40} {layer['shape']!s:16} {layer['bits']:.3f} bits, relative output error {shown}")
-    print_summary(options.checkpoint)
+    print_summary(options.checkpoint, summary)
 
 
-def print_summary(path: Path) -> None:
+def print_summary(path: Path, summary: dict[str, Any]) -> None:
     """One line on a checkpoint."""
-    from squeeze10_quantizer.inspection import inspect_checkpoint
-
-    summary = inspect_checkpoint(path)
     print(
         f"{path}: {summary['bits_per_weight']:.3f} bits per weight in the linear layers, "
         f"{summary['model_bits_per_weight']:.3f} in the whole model; "

@@ -1,19 +1,33 @@
 """The original model, one decoder layer at a time: weights from safetensors, mathematics from transformers."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from squeeze10_kernels import BadInput
-from squeeze10_kernels.checkpoint import SafetensorsDirectory, open_directory
+from squeeze10_kernels.checkpoint import SafetensorsDirectory, check_finite, check_llama, open_directory
 from squeeze10_kernels.linear import check_tensor
 from squeeze10_kernels.llama import LlamaShape, layer_prefix, shape_from_config
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
+CONFIG_KEYS: Final = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "max_position_embeddings",
+    "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+    "original_max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+"""What decides a LLaMA's outputs; transformers acts on many more entries, of which some allocate or load code."""
+
+REFUSALS: Final = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""How transformers fails on nonsense in a config: it checks some entries, and computes with the others."""
 
 
 class Decoder:
@@ -30,15 +44,15 @@ class Decoder:
         self.source = open_directory(path)
         try:
             self.shape = shape_from_config(self.source.config)
+            check_llama(self.source.config, self.shape)
             check_source(self.source, self.shape)
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
+        check_finite(self.source, self.shape.dense_tensors(16))  # or the export is refused, hours later
         self.device = device
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):
-            self.skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32).model
-        rotary = self.skeleton.rotary_emb
-        self.rotary = type(rotary)(config=config).to(device)
+        model = empty_model(path, self.source.config, torch.float32)
+        self.skeleton = model.model
+        self.rotary = self.skeleton.rotary_emb.to(device)
 
     def layer(self, index: int) -> nn.Module:
         """Decoder layer `index` in fp32 on the device."""
@@ -74,6 +88,24 @@ class Decoder:
         return cosines, sines
 
 
+def empty_model(path: Path, entries: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config.json on the meta device, its rotary embedding real.
+
+    Raises:
+        BadInput: transformers cannot build it: an unknown activation or rotary embedding, a value of a wrong type.
+    """
+    try:
+        config = LlamaConfig.from_dict({key: entries[key] for key in CONFIG_KEYS if key in entries})
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        rotary: Any = model.model.rotary_emb
+        model.model.rotary_emb = type(rotary)(config=config)
+    except REFUSALS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path / 'config.json'} is no LLaMA's: transformers says {reason!r}.") from error
+    return model
+
+
 def layer_outputs(layer: nn.Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """What a decoder layer makes of `[batch, context, hidden]`, each token seeing those before it."""
     out = layer(hidden, position_embeddings=rotary)
@@ -82,11 +114,9 @@ def layer_outputs(layer: nn.Module, hidden: torch.Tensor, rotary: Rotary) -> tor
 
 def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:
     """Raise `BadInput` unless the directory is a complete unquantized floating-point model without own code."""
-    if "quantization_config" in source.config:
-        method = (source.config["quantization_config"] or {}).get("quant_method", "unknown")
+    if source.config.get("quantization_config") is not None:
+        method = source.config["quantization_config"].get("quant_method", "unknown")
         raise BadInput(f"the model is already quantized (quant_method {method}); give the original checkpoint.")
-    if "auto_map" in source.config:
-        raise BadInput("config.json has auto_map, code of its own, which is never run; give a plain LLaMA checkpoint.")
     expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors(16))
     for index in range(shape.num_layers):
         expected |= {f"{layer_prefix(index)}.{name}.weight": size for name, size in shape.linears().items()}

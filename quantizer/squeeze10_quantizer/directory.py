@@ -22,8 +22,8 @@ from squeeze10_kernels.checkpoint import INDEX_NAME
 MAX_SHARD_SIZE: Final = "2GB"
 SUMS_NAME: Final = "SHA256SUMS"
 COPIED: Final = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja",
-    "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "*.jinja", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What a model directory holds besides config and weights, and an export takes over byte for byte."""
 

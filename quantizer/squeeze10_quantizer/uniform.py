@@ -11,11 +11,6 @@ def round_uniform(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return ((weight - low) / step).round() * step + low
 
 
-def round_to_4_bits(weight: torch.Tensor) -> torch.Tensor:
-    """`round_uniform` at the paper's width."""
-    return round_uniform(weight, 4)
-
-
 def binarize(weight: torch.Tensor) -> torch.Tensor:
     """`sign(w) mean|w|` of every row of `[N, K]` (Eq. 3); the sign of 0 is +1."""
     scale = weight.abs().mean(1, keepdim=True)

@@ -5,7 +5,7 @@ import torch
 from assertions import assert_close
 
 from squeeze10_quantizer.salience import activation_range, choose_channels, choose_elements, hessian_salience
-from squeeze10_quantizer.uniform import binarize, round_to_4_bits
+from squeeze10_quantizer.uniform import binarize, round_uniform
 
 
 def brute_force_range(x: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_range_equals_brute_force(kind):
         x = x[:5]
     if kind == "constant":
         x = x[:1].repeat(100, 1)
-    weight = round_to_4_bits(torch.randn(13, 24))
+    weight = round_uniform(torch.randn(13, 24), 4)
     delta = binarize(weight) - weight
 
     ranges = activation_range(x, weight, delta)

@@ -16,7 +16,7 @@ from squeeze10_quantizer.cli import main
 from squeeze10_quantizer.loading import load_model
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.tables import quantize_table
-from squeeze10_quantizer.uniform import round_to_4_bits
+from squeeze10_quantizer.uniform import round_uniform
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,7 +54,7 @@ def test_outputs_are_nearer_than_with_plain_rounding() -> None:
 
     table = dequantize(quantize_table(weight, hessian / hessian.diagonal().mean(), Recipe()))
 
-    ours, plain = ((x @ (other - weight).T).square().mean() for other in (table, round_to_4_bits(weight)))
+    ours, plain = ((x @ (other - weight).T).square().mean() for other in (table, round_uniform(weight, 4)))
     assert ours < 0.3 * plain
 
 

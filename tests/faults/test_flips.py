@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from squeeze10_kernels import BadInput, Checkpoint, dequantize, open_checkpoint
-from squeeze10_kernels.checkpoint import INDEX_NAME
+from squeeze10_kernels.checkpoint import INDEX_NAME, read_json
+from squeeze10_quantizer.decoder import empty_model
 from squeeze10_quantizer.directory import write_sums
 from squeeze10_quantizer.inspection import inspect_checkpoint, verify_checkpoint
-from squeeze10_quantizer.loading import empty_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden_v1"
 TARGETS = (
@@ -99,7 +99,7 @@ def read(path: Path, *, config: bool) -> dict[str, torch.Tensor] | None:
     try:
         inspect_checkpoint(path)
         if config:
-            empty_model(path, torch.float32)
+            empty_model(path, read_json(path / "config.json"), torch.float32)
         return meaning(open_checkpoint(path))
     except BadInput:
         return None

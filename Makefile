@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not gpu"
+CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest
 
 SANITIZED := tests/kernels -k "dtype0 and (1- or 8- or 33- or 129-) and (one_row or ragged or a_split)"
 
@@ -38,10 +38,10 @@ test: install
 	$(MAKE) --jobs=2 test-servers test-units
 
 test-servers: install
-	$(CPU_TESTS) tests/e2e
+	$(CPU_TESTS) -m "serve and not gpu"
 
 test-units: install
-	$(CPU_TESTS) --ignore=tests/e2e
+	OMP_WAIT_POLICY=passive $(CPU_TESTS) -m "not serve and not gpu"
 
 check: install
 	$(BIN)/ruff format --check .

@@ -73,6 +73,7 @@ def write_adapter(path: Path, layers: int) -> dict[str, torch.Tensor]:
     return added
 
 
+@pytest.mark.gpu  # by hand on a CPU, which takes 40 s
 def test_an_adapter_adds_to_the_quantized_weights(tmp_path: Path) -> None:
     checkpoint = tiny.build_checkpoint(tmp_path / "model", TABLES, **TIED)
     added = write_adapter(checkpoint.path / "adapter", layers=2)

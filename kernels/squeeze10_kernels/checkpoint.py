@@ -188,10 +188,11 @@ def open_headers(path: Path) -> Checkpoint:
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """The second half: scales, masks, copies for one input, dense tensors."""
-    for name, (N, K) in checkpoint.quantized.items():
-        check_layer(checkpoint, name, N, K)
+    for name in checkpoint.shape.tables(checkpoint.weight_format.head_bits):
+        check_layer(checkpoint, name)
     for index in range(checkpoint.shape.num_layers):
-        check_group_copies(checkpoint, index)
+        layers = {name: check_layer(checkpoint, f"{layer_prefix(index)}.{name}") for name in checkpoint.shape.linears()}
+        check_group_copies(checkpoint, index, layers)
     check_finite(checkpoint.directory, checkpoint.dense_tensors)
 
 
@@ -253,14 +254,15 @@ def check_headers(checkpoint: Checkpoint) -> None:
         raise BadInput(f"the tensor {surplus[0]} does not belong to the model that config.json describes.")
 
 
-def check_layer(checkpoint: Checkpoint, name: str, N: int, K: int) -> None:
-    """Raise `BadInput` unless the values of a linear or table `[N, K]` are lawful, its codes unread."""
+def check_layer(checkpoint: Checkpoint, name: str) -> dict[str, torch.Tensor]:
+    """What describes the codes of a linear or table, by suffix; `BadInput` unless it is lawful."""
     suffixes = ("scales", "channel_scales", "salient_mask")
     tensors = {suffix: checkpoint.directory.tensor(f"{name}.{suffix}") for suffix in suffixes}
     try:
-        check_values(tensors, checkpoint.weight_format.of(name), N, K)
+        check_values(tensors, checkpoint.weight_format.of(name), *checkpoint.quantized[name])
     except BadInput as error:
         raise BadInput(f"{checkpoint.directory.path}: {name}.{error}") from error
+    return tensors
 
 
 def require(tensor: str, entries: dict[str, TensorEntry]) -> None:
@@ -271,16 +273,18 @@ def require(tensor: str, entries: dict[str, TensorEntry]) -> None:
         )
 
 
-def check_group_copies(checkpoint: Checkpoint, index: int) -> None:
-    """Raise `BadInput` unless linears that read one input carry equal channel scales (and column masks)."""
+def check_group_copies(checkpoint: Checkpoint, index: int, layers: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Raise `BadInput` unless linears that read one input carry equal channel scales (and column masks).
+
+    Args:
+        layers: Of decoder layer `index`: a linear's name to what `check_layer` read.
+    """
     shared = ("channel_scales", "salient_mask") if checkpoint.weight_format.mask == "columns" else ("channel_scales",)
     for group in INPUT_GROUPS:
         for suffix in shared:
-            first = checkpoint.directory.tensor(f"{layer_prefix(index)}.{group[0]}.{suffix}")
             for linear in group[1:]:
-                name = f"{layer_prefix(index)}.{linear}.{suffix}"
-                if not torch.equal(first, checkpoint.directory.tensor(name)):
+                if not torch.equal(layers[group[0]][suffix], layers[linear][suffix]):
                     raise BadInput(
-                        f"{checkpoint.directory.path}: {name} must equal that of {group[0]}, which reads the same "
-                        "input; the checkpoint is damaged, quantize it again."
+                        f"{checkpoint.directory.path}: {layer_prefix(index)}.{linear}.{suffix} must equal that of "
+                        f"{group[0]}, which reads the same input; the checkpoint is damaged, quantize it again."
                     )

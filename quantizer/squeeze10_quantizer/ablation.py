@@ -21,10 +21,10 @@ from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.directory import published, refuse_existing, write_json
 from squeeze10_quantizer.loading import load_model
 from squeeze10_quantizer.measures import Measures
-from squeeze10_quantizer.partial import SPILL_PREFIX
 from squeeze10_quantizer.pipeline import choose_format, set_weight
 from squeeze10_quantizer.quantize import run_identity
 from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.state_directory import SPILL_PREFIX
 
 RESULTS_NAME: Final = "results.json"
 TABLES_NAME: Final = "tables.md"

@@ -1,7 +1,6 @@
 """The state of an unfinished ablation, beside its output: every variant's layers, and what was measured of it."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from squeeze10_kernels import QuantizedLinear
-from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.packing import pack_bits, unpack_bits
 from squeeze10_quantizer.ablation_tables import Variant
-from squeeze10_quantizer.directory import lock, replaced, write_json, write_safetensors
+from squeeze10_quantizer.directory import replaced, write_json, write_safetensors
 from squeeze10_quantizer.group import Quantized
-from squeeze10_quantizer.partial import SPILL_PREFIX, refuse_difference
+from squeeze10_quantizer.state_directory import StateDirectory, state_directory
 
 ORIGINAL = "original"
 """Name under which the model itself is measured."""
@@ -29,35 +27,12 @@ def ablation_state(out: Path, identity: dict[str, Any]) -> Iterator["AblationSta
     Raises:
         BadInput: An earlier run had other options, model, texts, version or thread count, or is not over.
     """
-    path = out.with_name(f"{out.name}.partial")
-    path.mkdir(parents=True, exist_ok=True)
-    with lock(path / "lock"):
-        yield AblationState(path, identity)
+    with state_directory(out, identity) as path:
+        yield AblationState(path)
 
 
-class AblationState:
-    """`OUT.partial`: what is finished, kept until the output is whole.
-
-    Attributes:
-        path: The directory.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        state = path / "state.json"
-        if state.is_file():
-            refuse_difference(path, read_json(state), json.loads(json.dumps(identity)))
-        else:
-            with replaced(state) as file:
-                write_json(file, identity)
-        for unfinished in (*path.glob(f"{SPILL_PREFIX}*"), self.staging):
-            if unfinished.exists():
-                shutil.rmtree(unfinished)
-
-    @property
-    def staging(self) -> Path:
-        """Where the output is written before it is published."""
-        return self.path / "output"
+class AblationState(StateDirectory):
+    """Finished layers of every variant, and measures."""
 
     def layer_file(self, variant: Variant, index: int) -> Path:
         """Where decoder layer `index` of a variant is kept: a byte a weight, the mask and the scales."""
@@ -118,7 +93,3 @@ class AblationState:
         """Keep what was measured."""
         with replaced(self.measures_file(name)) as file:
             write_json(file, measures)
-
-    def remove(self) -> None:
-        """Delete the directory, once the output is published."""
-        shutil.rmtree(self.path)

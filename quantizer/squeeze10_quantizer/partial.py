@@ -1,31 +1,24 @@
-"""The state of an unfinished quantization, beside the output: one safetensors file per finished decoder layer.
-
-A process that is killed leaves a state that the next one takes up: files appear by a rename, the lock ends with its
-holder, and what the killed one was still writing is removed.
-"""
+"""The state of an unfinished quantization, beside the output: one safetensors file per finished decoder layer."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, pack_linear, unpack_linear
-from squeeze10_kernels.checkpoint import read_json
+from squeeze10_kernels import QuantizedLinear, WeightFormat, pack_linear, unpack_linear
 from squeeze10_kernels.llama import LlamaShape, layer_prefix
-from squeeze10_quantizer.directory import lock, replaced, write_json, write_safetensors
+from squeeze10_quantizer.directory import replaced, write_safetensors
 from squeeze10_quantizer.distillation import Distillation
 from squeeze10_quantizer.layer_result import LayerResult
+from squeeze10_quantizer.state_directory import StateDirectory, state_directory
 
 Stage = Literal["layer", "distilled"]
 """Of a decoder layer's file: quantized and perhaps tuned by itself, or with the whole model."""
-SPILL_PREFIX: Final = "activations-"
-"""Of the directories, inside that of the state, which hold the calibration activations of a running process."""
 
 
 @contextmanager
@@ -37,39 +30,22 @@ def partial_output(
     Raises:
         BadInput: An earlier run had another recipe, model, calibration, version or thread count, or is not over.
     """
-    path = out.with_name(f"{out.name}.partial")
-    path.mkdir(parents=True, exist_ok=True)
-    with lock(path / "lock"):
-        yield PartialOutput(path, identity, weight_format, shape)
+    with state_directory(out, identity) as path:
+        yield PartialOutput(path, weight_format, shape)
 
 
-class PartialOutput:
-    """`OUT.partial`: finished layers, kept until the output is whole.
+class PartialOutput(StateDirectory):
+    """Finished layers.
 
     Attributes:
-        path: The directory.
         distillation: The file that keeps an unfinished distillation.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], weight_format: WeightFormat, shape: LlamaShape) -> None:
-        self.path = path
+    def __init__(self, path: Path, weight_format: WeightFormat, shape: LlamaShape) -> None:
+        super().__init__(path)
         self.weight_format = weight_format
         self.shape = shape
         self.distillation = path / "distillation.safetensors"
-        state = self.path / "state.json"
-        if state.is_file():
-            refuse_difference(self.path, read_json(state), json.loads(json.dumps(identity)))
-        else:
-            with replaced(state) as file:
-                write_json(file, identity)
-        for unfinished in (*self.path.glob(f"{SPILL_PREFIX}*"), self.staging):
-            if unfinished.exists():
-                shutil.rmtree(unfinished)
-
-    @property
-    def staging(self) -> Path:
-        """Where the output is written before it is published."""
-        return self.path / "output"
 
     def layer_file(self, index: int, stage: Stage = "layer") -> Path:
         """Where decoder layer `index` is kept."""
@@ -160,18 +136,3 @@ class PartialOutput:
         """Delete all layers of a stage."""
         for file in self.path.glob(f"{stage}-*"):
             file.unlink()
-
-    def remove(self) -> None:
-        """Delete the directory, once the output is published."""
-        shutil.rmtree(self.path)
-
-
-def refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `BadInput` naming what changed since the interrupted run."""
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        key = changed[0]
-        raise BadInput(
-            f"{path} holds an interrupted run with another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
-            "repeat that run's command to finish it, or remove the directory to start anew."
-        )

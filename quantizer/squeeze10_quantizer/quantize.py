@@ -35,9 +35,10 @@ from squeeze10_quantizer.directory import (
 )
 from squeeze10_quantizer.distillation import Distillation
 from squeeze10_quantizer.lesson import distilled_layers, make_lesson
-from squeeze10_quantizer.partial import SPILL_PREFIX, PartialOutput, partial_output
+from squeeze10_quantizer.partial import PartialOutput, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
+from squeeze10_quantizer.state_directory import SPILL_PREFIX
 from squeeze10_quantizer.training import repeatable
 
 REPORT_NAME = "squeeze10_report.json"

@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from faults.spoiling import COMMANDS, SINGLE_NAME, add, content, replaced, sharded, shards, write_index
+from faults.spoiling import COMMANDS, SINGLE_NAME, add, content, replaced, shards
 from safetensors.torch import load_file, save_file
+from shards import sharded, write_index
 
 from squeeze10_kernels.checkpoint import INDEX_NAME
 

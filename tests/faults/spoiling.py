@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
+from shards import sharded
 
-from squeeze10_kernels.checkpoint import INDEX_NAME, SINGLE_NAME
+from squeeze10_kernels.checkpoint import SINGLE_NAME
 
 Q_PROJ: Final = "model.layers.0.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
@@ -120,22 +121,6 @@ def header(change: Callable[[dict[str, Any]], object], tail: bytes = b"") -> Spo
 def with_header(text: bytes, body: bytes = b"") -> bytes:
     """A safetensors file."""
     return len(text).to_bytes(8, "little") + text + body
-
-
-def sharded(path: Path) -> dict[str, str]:
-    """Replace the single file by two shards with an index; the index's weight_map."""
-    loaded = load_file(path / SINGLE_NAME)
-    (path / SINGLE_NAME).unlink()
-    weight_map = {name: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(sorted(loaded))}
-    for shard in set(weight_map.values()):
-        save_file({name: loaded[name] for name in loaded if weight_map[name] == shard}, path / shard)
-    write_index(path, weight_map)
-    return weight_map
-
-
-def write_index(path: Path, weight_map: object) -> None:
-    """The index of the shards."""
-    (path / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def shards(change: Callable[[Path, dict[str, str]], object]) -> Spoil:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shards import sharded, write_index
 
 from squeeze10_kernels import BadInput, open_checkpoint
-from squeeze10_kernels.checkpoint import INDEX_NAME, SINGLE_NAME, check_group_copies, open_directory
+from squeeze10_kernels.checkpoint import INDEX_NAME, SINGLE_NAME, open_directory
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden_v1"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -36,21 +37,6 @@ def edit_config(checkpoint: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def split(checkpoint: Path) -> dict[str, str]:
-    """Replace the single file by two shards with an index; the index's weight_map."""
-    tensors = load_file(checkpoint / SINGLE_NAME)
-    (checkpoint / SINGLE_NAME).unlink()
-    weight_map = {name: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(sorted(tensors))}
-    for shard in set(weight_map.values()):
-        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, checkpoint / shard)
-    write_index(checkpoint, weight_map)
-    return weight_map
-
-
-def write_index(checkpoint: Path, weight_map: object) -> None:
-    (checkpoint / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
 def assert_refused(checkpoint: Path, sentence: str) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)) as refusal:
         open_checkpoint(checkpoint)
@@ -61,14 +47,13 @@ def assert_refused(checkpoint: Path, sentence: str) -> None:
 def test_whole_checkpoint_opens(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)
 
-    check_group_copies(opened, 0)
     assert opened.linears[Q_PROJ] == (64, 64)
     assert opened.layer(Q_PROJ).codes.shape == (64, 64)
 
 
 def test_shards_read_like_one_file(checkpoint: Path) -> None:
     whole = open_checkpoint(checkpoint).layer(Q_PROJ)
-    split(checkpoint)
+    sharded(checkpoint)
 
     assert torch.equal(open_checkpoint(checkpoint).layer(Q_PROJ).codes, whole.codes)
 
@@ -162,7 +147,7 @@ def test_truncated_file(checkpoint: Path, kept: int) -> None:
 
 
 def test_tensor_in_two_shards(checkpoint: Path) -> None:
-    shards = sorted(set(split(checkpoint).values()))
+    shards = sorted(set(sharded(checkpoint).values()))
     first, second = (load_file(checkpoint / shard) for shard in shards)
     name = next(iter(first))
     save_file(second | {name: first[name]}, checkpoint / shards[1])
@@ -171,7 +156,7 @@ def test_tensor_in_two_shards(checkpoint: Path) -> None:
 
 
 def test_missing_shard(checkpoint: Path) -> None:
-    shard = max(split(checkpoint).values())
+    shard = max(sharded(checkpoint).values())
     (checkpoint / shard).unlink()
 
     assert_refused(checkpoint, f"names '{shard}', which is no file of")
@@ -213,7 +198,7 @@ def test_unequal_channel_scales_of_one_input(checkpoint: Path, linear: str) -> N
     edit_tensors(checkpoint, lambda tensors: tensors[name][5].mul_(1.01))
 
     with pytest.raises(BadInput, match=f"{re.escape(name)} must equal that of"):
-        check_group_copies(open_checkpoint(checkpoint), 0)
+        open_checkpoint(checkpoint)
 
 
 def test_unequal_masks_of_one_input(tmp_path: Path) -> None:
@@ -222,7 +207,7 @@ def test_unequal_masks_of_one_input(tmp_path: Path) -> None:
     edit_tensors(checkpoint, lambda tensors: tensors.update({name: tensors[name].flip(0)}))
 
     with pytest.raises(BadInput, match=f"{re.escape(name)} must equal that of"):
-        check_group_copies(open_checkpoint(checkpoint), 0)
+        open_checkpoint(checkpoint)
 
 
 def test_damaged_scales_are_named_when_the_layer_is_read(checkpoint: Path) -> None:

@@ -1,0 +1,74 @@
+"""`OUT.partial`, the state of an unfinished run beside its output: for one process at a time, and one set of inputs.
+
+A process that is killed leaves a state that the next one takes up: files appear by a rename, the lock ends with its
+holder, and what the killed one was still writing is removed.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from squeeze10_kernels import BadInput
+from squeeze10_kernels.checkpoint import read_json
+from squeeze10_quantizer.directory import lock, replaced, write_json
+
+SPILL_PREFIX: Final = "activations-"
+"""Of the directories, inside that of the state, which hold the calibration activations of a running process."""
+STAGING: Final = "output"
+"""Of the directory, inside that of the state, in which the output is written before it is published."""
+
+
+class StateDirectory:
+    """What is finished, kept until the output is whole.
+
+    Attributes:
+        path: The directory, of `state_directory`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def staging(self) -> Path:
+        """Where the output is written before it is published."""
+        return self.path / STAGING
+
+    def remove(self) -> None:
+        """Delete the directory, once the output is published."""
+        shutil.rmtree(self.path)
+
+
+@contextmanager
+def state_directory(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """The directory of a run into `out`, new or of an earlier run with the same identity, for this process alone.
+
+    Raises:
+        BadInput: An earlier run had another identity, or is not over.
+    """
+    path = out.with_name(f"{out.name}.partial")
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(path / "lock"):
+        state = path / "state.json"
+        if state.is_file():
+            refuse_difference(path, read_json(state), json.loads(json.dumps(identity)))
+        else:
+            with replaced(state) as file:
+                write_json(file, identity)
+        for unfinished in (*path.glob(f"{SPILL_PREFIX}*"), path / STAGING):
+            if unfinished.exists():
+                shutil.rmtree(unfinished)
+        yield path
+
+
+def refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `BadInput` naming what changed since the interrupted run."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise BadInput(
+            f"{path} holds an interrupted run with another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
+            "repeat that run's command to finish it, or remove the directory to start anew."
+        )

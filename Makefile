@@ -38,10 +38,10 @@ test: install
 	$(MAKE) --jobs=2 test-servers test-units
 
 test-servers: install
-	$(CPU_TESTS) -m "serve and not gpu"
+	$(CPU_TESTS) -m "not gpu" tests/e2e
 
 test-units: install
-	OMP_WAIT_POLICY=passive $(CPU_TESTS) -m "not serve and not gpu"
+	OMP_WAIT_POLICY=passive $(CPU_TESTS) -m "not gpu" --ignore=tests/e2e
 
 check: install
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVERS := tests/e2e tests/plugin/test_features.py
 CPU_TESTS := TRITON_INTERPRET=1 $(BIN)/python -m pytest
 
 SANITIZED := tests/kernels -k "dtype0 and (1- or 8- or 33- or 129-) and (one_row or ragged or a_split)"
@@ -38,10 +39,10 @@ test: install
 	$(MAKE) --jobs=2 test-servers test-units
 
 test-servers: install
-	$(CPU_TESTS) -m "not gpu" tests/e2e
+	$(CPU_TESTS) -m "not gpu" $(SERVERS)
 
 test-units: install
-	OMP_WAIT_POLICY=passive $(CPU_TESTS) -m "not gpu" --ignore=tests/e2e
+	OMP_WAIT_POLICY=passive $(CPU_TESTS) -m "not gpu" $(SERVERS:%=--ignore=%)
 
 check: install
 	$(BIN)/ruff format --check .

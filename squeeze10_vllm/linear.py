@@ -3,6 +3,8 @@
 On this rank the layer is `[N, K]`: N rows of all the linears it stacks, K of the input channels.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +29,8 @@ from squeeze10_vllm.repack import repack
 if TYPE_CHECKING:
     from squeeze10_vllm.config import Squeeze10Config
 
+Launch = tuple[torch.Tensor, torch.Tensor | None]
+"""Activations and bias."""
 SUFFIXES: Final = ("qweight", "qweight_salient", "scales", "channel_scales", "salient_mask")
 
 
@@ -128,15 +132,19 @@ class Squeeze10LinearMethod(LinearMethodBase):
         packed = packed_linear(
             read("qweight"), read("scales"), read("channels"), read("channel_scales"), self.salient_channels
         )
-        generator = torch.Generator(device).manual_seed(0)
         size = sum(self.rows), self.width, self.salient_channels, bias is not None
         counts = warm_up_tokens(*size[:2], gpu_of(device))
-        for tokens in counts[:1] if size in self.config.compiled else counts:
-            x = torch.randn(tokens, self.width, dtype=self.dtype, device=device, generator=generator)
-            # ranks above the first of a row-parallel layer leave the bias out
-            spot_check(self.apply(layer, x), x, packed)
-            if bias is not None:
-                spot_check(self.apply(layer, x, bias), x, packed, bias)
+        generator = torch.Generator(device).manual_seed(0)
+        inputs = [
+            torch.randn(tokens, self.width, dtype=self.dtype, device=device, generator=generator)
+            for tokens in (counts[:1] if size in self.config.compiled else counts)
+        ]
+        # ranks above the first of a row-parallel layer leave the bias out
+        launches = [(x, own) for x in inputs for own in ([None] if bias is None else [None, bias])]
+        if len(launches) > 1:
+            run_side_by_side(lambda launch: self.apply(layer, *launch), launches, device)
+        for x, own in launches:
+            spot_check(self.apply(layer, x, own), x, packed, own)
         self.config.compiled.add(size)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -154,6 +162,18 @@ class Squeeze10LinearMethod(LinearMethodBase):
             self.salient_channels,
         )
         return y
+
+
+def run_side_by_side(run: Callable[[Launch], object], launches: list[Launch], device: torch.device) -> None:
+    """Run each in a thread of its own: Triton compiles outside of Python's lock for most of its time."""
+
+    def run_one(launch: Launch) -> None:
+        with torch.no_grad(), torch.cuda.device(device if device.type == "cuda" else -1):  # both are a thread's own
+            run(launch)
+
+    with ThreadPoolExecutor(len(launches)) as pool:
+        for _ in pool.map(run_one, launches):
+            pass
 
 
 def create_parameter(

@@ -103,8 +103,8 @@ class WgmmaTile:
 
 
 # By bucket: the tile for up to so many output features. The best of sweeps over the layers of LLaMA2-7B, mma on an H200
-# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 (LOG.md); few output features need more
-# warps for their rows. Other GPUs take the mma tiles as they are: none was swept.
+# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 and 2026-11-24 (LOG.md); few output
+# features need more warps for their rows. Other GPUs take the mma tiles as they are: none was swept.
 _MMA: Final[dict[int, dict[float, Tile]]] = {
     8: {
         8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
@@ -129,7 +129,15 @@ _HOPPER: Final[dict[float, dict[float, Tile | WgmmaTile]]] = {
         8192: WgmmaTile(64, 128, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=248),
         math.inf: WgmmaTile(64, 64, chunks=4, stages=2, ahead=2, early=True, warps=4, registers=80),
     },
-    512: {math.inf: WgmmaTile(128, 128, chunks=4, stages=3, ahead=2, early=False, warps=8, registers=168)},
+    256: {
+        8192: WgmmaTile(64, 128, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=248),
+        16384: WgmmaTile(64, 64, chunks=4, stages=2, ahead=2, early=True, warps=4, registers=80),
+        math.inf: WgmmaTile(128, 128, chunks=4, stages=3, ahead=2, early=False, warps=8, registers=168),
+    },
+    512: {
+        16384: WgmmaTile(128, 128, chunks=4, stages=3, ahead=2, early=False, warps=8, registers=168),
+        math.inf: WgmmaTile(128, 256, chunks=1, stages=5, ahead=2, early=False, warps=8, registers=168),
+    },
     math.inf: {math.inf: WgmmaTile(128, 256, chunks=1, stages=5, ahead=2, early=False, warps=8, registers=168)},
 }
 MMA_BUCKETS: Final = tuple(_MMA)
@@ -161,10 +169,11 @@ def warm_up_tokens(N: int, K: int, gpu: Gpu) -> list[int]:
     """
     if not gpu.hopper:
         return [*MMA_BUCKETS, MMA_BUCKETS[-1] + 1, 513]  # the gather has a variant for more than 512
-    tokens, seen = [], set()
-    for M in (*HOPPER_BUCKETS[:-1], *range(8, 128 * gpu.multiprocessors + 16, 8)):
-        tile = select_tile(int(M), N, K, gpu)
+    tokens = [*map(int, HOPPER_BUCKETS[:-1]), 513]  # of every bucket one, since the gather has variants too
+    seen = {select_tile(M, N, K, gpu) for M in tokens}
+    for M in range(8, 128 * gpu.multiprocessors + 16, 8):
+        tile = select_tile(M, N, K, gpu)
         if tile not in seen:
             seen.add(tile)
-            tokens.append(int(M))
+            tokens.append(M)
     return tokens

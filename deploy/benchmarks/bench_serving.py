@@ -53,9 +53,9 @@ SIZES = {
 }
 
 
-def write_model(directory: Path, size: str, weights: str, head_bits: int) -> dict[str, Any]:
-    """Fill a directory; how vLLM is to load it."""
-    config = LLAMA | dict(zip(FIELDS, SIZES[size], strict=True))
+def write_model(directory: Path, size: str, weights: str, head_bits: int, **changes: int) -> dict[str, Any]:
+    """Fill a directory; how vLLM is to load it. `changes` are of config.json."""
+    config = LLAMA | dict(zip(FIELDS, SIZES[size], strict=True)) | changes
     if weights == "gptq":
         write_gptq_checkpoint(directory, config)
         return {}

@@ -18,7 +18,7 @@ help:
 	@echo "make test-gpu  tests on the GPU"
 	@echo "make sanitize  the kernels under compute-sanitizer's memcheck and racecheck"
 	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
-	@echo "make soak      every fault of tests/FAULTS.md: malformed files, flips, full disks, kills; an hour"
+	@echo "make soak      every fault of tests/FAULTS.md: malformed files, flips, full disks, kills, a server under load; two hours"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
 	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
 
@@ -63,12 +63,24 @@ sanitize: install
 bench: install
 	$(BIN)/python deploy/benchmarks/bench_quantize.py
 
+SERVER_SOAK := HF_HUB_OFFLINE=1 PYTHONPATH=tests:deploy:deploy/gate $(BIN)/python deploy/soak
+
 # a tmpfs of its own for the full disks: root or user namespaces
 soak: install
 	PYTHONPATH=tests $(BIN)/python deploy/soak/measure_refusals.py
 	$(CPU_TESTS) tests/faults/test_flips.py --hypothesis-profile=soak --hypothesis-show-statistics
 	PYTHONPATH=tests unshare --map-root-user --mount $(BIN)/python deploy/soak/fill_disk.py
 	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_quantize.py
+	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_quantize.py --recipe tuned --kills 100
+	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_quantize.py --recipe tuned --kills 40 --signal TERM
+	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_boundaries.py
+	PYTHONPATH=tests $(BIN)/python deploy/soak/kill_boundaries.py --recipe tuned
+	$(BIN)/python -m pip install --quiet --editable ".[soak]"
+	$(SERVER_SOAK)/start_failures.py
+	$(SERVER_SOAK)/hostile_requests.py
+	$(SERVER_SOAK)/fuzz_openapi.py
+	$(SERVER_SOAK)/kill_engine.py
+	$(SERVER_SOAK)/load_server.py --seconds 1800
 
 demo: install
 	$(BIN)/python deploy/demo.py

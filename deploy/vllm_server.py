@@ -1,6 +1,7 @@
 """A `vllm serve` process that runs while a block does: for the demo and for the tests."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -65,7 +66,7 @@ def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) ->
         elapsed = time.monotonic() - begin
         if server.poll() is not None or elapsed > START_LIMIT_S:
             fate = "did not start in time" if server.poll() is None else f"ended with code {server.returncode}"
-            raise SystemExit(f"\nThe server {fate}; the end of {log}:\n{log_tail(log)}")
+            raise SystemExit(f"\nThe server {fate}; the end of {log}:\n{log_tail(log)}\n\nCause: {cause(log)}")
         show_progress(f"starting, {elapsed:.0f} s")
         time.sleep(1)
     print(f"\nready after {time.monotonic() - begin:.0f} s")
@@ -83,6 +84,14 @@ def is_healthy(port: int) -> bool:
 def log_tail(log: Path) -> str:
     """The last lines of the server's log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+
+
+def cause(log: Path) -> str:
+    """The log's last error, but for vLLM's summary, which says "See root cause above" a hundred lines below it."""
+    text = log.read_text(errors="replace")
+    errors = re.findall(r"(?:^|\s)((?:[\w.]*(?:Error|BadInput): |Value error, ).+)", text, re.MULTILINE)
+    errors = [line for line in errors if "See root cause above" not in line]
+    return errors[-1] if errors else "the log names none"
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:

@@ -25,6 +25,7 @@ from squeeze10_quantizer.pipeline import choose_format, set_weight
 from squeeze10_quantizer.quantize import run_identity
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.state_directory import SPILL_PREFIX
+from squeeze10_quantizer.stopping import deferred_sigterm
 
 RESULTS_NAME: Final = "results.json"
 TABLES_NAME: Final = "tables.md"
@@ -89,10 +90,13 @@ def quantize_all(ablation: Ablation, state: AblationState) -> None:
     with (
         tempfile.TemporaryDirectory(dir=state.path, prefix=SPILL_PREFIX) as spill,
         tqdm(total=total, unit="layer", desc="quantize", dynamic_ncols=True) as progress,
+        deferred_sigterm() as asked_to_stop,
     ):
         for index, variant in quantize_variants(ablation, state, Path(spill)):
             progress.set_postfix_str(f"layer {index} of {variant.name}")
             progress.update()
+            if asked_to_stop():
+                break
 
 
 def measure_all(

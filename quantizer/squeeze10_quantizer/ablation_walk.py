@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels import BadInput, QuantizedLinear
 from squeeze10_quantizer.ablation_state import AblationState
 from squeeze10_quantizer.ablation_tables import Variant
 from squeeze10_quantizer.activations import InputStatistics, collect_inputs
@@ -150,7 +150,12 @@ def statistics_of(
     """What the variants need to know of a layer's inputs; with `store`, `hidden` becomes its outputs."""
     keep = max((variant.recipe.pbar_tokens for variant in variants if variant.recipe.pbar), default=0)
     decoder = ablation.decoder
-    return collect_inputs(block.layer, lambda: advance(decoder, block.layer, hidden, store=store), keep, decoder.device)
+    layer = block.layer
+    statistics = collect_inputs(layer, lambda: advance(decoder, layer, hidden, store=store), keep, decoder.device)
+    for seen in statistics.values():
+        if seen.dropped:
+            raise BadInput(f"Calibration samples {seen.dropped} give NaN or infinity; give other text.")
+    return statistics
 
 
 def group_quantizer(

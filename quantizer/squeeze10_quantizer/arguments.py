@@ -62,7 +62,7 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
 
 
 def add_calibration(command: argparse.ArgumentParser) -> None:
-    """What `squeeze10 quantize` and `ablate` calibrate on."""
+    """What `squeeze10 quantize` and `ablate` calibrate on, and `report` compares on."""
     command.add_argument(
         "--calibration",
         type=Path,
@@ -124,6 +124,21 @@ def add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_report(command: argparse.ArgumentParser) -> None:
+    """`squeeze10 report`."""
+    command.add_argument("checkpoint", type=Path, metavar="CKPT")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="must not exist")
+    command.add_argument(
+        "--against",
+        type=Path,
+        metavar="MODEL",
+        help="the original: also compare activations, on the text of the options below",
+    )
+    add_calibration(command)
+    command.set_defaults(samples=16, wrong_usage=command.error)
+    add_device(command)
+
+
 def add_eval(command: argparse.ArgumentParser) -> None:
     """`squeeze10 eval`."""
     command.add_argument("model", type=Path, metavar="CKPT_OR_MODEL")
@@ -135,6 +150,13 @@ def add_eval(command: argparse.ArgumentParser) -> None:
         help="the original: also print the divergence from its probabilities on --text, in nats a token, and how "
         "often both think the same token the likeliest",
     )
+    command.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="take --tasks from a running OpenAI server (http://HOST:PORT/v1) that gives log-probabilities of prompts, "
+        "as vLLM does; only the tokenizer is read from CKPT_OR_MODEL, and a key from OPENAI_API_KEY",
+    )
+    command.add_argument("--served-model", metavar="NAME", help="the model's name there")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     add_device(command)

@@ -1,5 +1,6 @@
 """Tuning one decoder layer: its quantized linears together, so that its outputs become the original ones."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Final, TypeVar
 import torch
 from torch import nn
 
-from squeeze10_kernels import QuantizedLinear
+from squeeze10_kernels import BadInput, QuantizedLinear
 from squeeze10_kernels.llama import INPUT_GROUPS
 from squeeze10_quantizer.decoder import Decoder, Rotary, layer_outputs
+from squeeze10_quantizer.hidden_states import finite_samples
 from squeeze10_quantizer.latent import CodedLinear, LatentLinear, TrainedLinear
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.replay import Replayed
@@ -38,9 +40,9 @@ class BlockTask:
     """What a decoder layer reads in the quantized model and gives in the original one.
 
     Attributes:
-        inputs: `[samples, context, hidden]` fp32.
+        inputs: `[samples, context, hidden]` fp32, on the layer's device or on the host.
         targets: Likewise.
-        rotary: Cosines and sines, `[1, context, head_dim]`.
+        rotary: Cosines and sines, `[1, context, head_dim]`, on the layer's device.
     """
 
     inputs: torch.Tensor
@@ -57,6 +59,16 @@ class BlockTask:
         """Samples of a step."""
         return max(1, min(BATCH_TOKENS // self.inputs.shape[1], len(self.inputs) - self.held_out))
 
+    @property
+    def device(self) -> torch.device:
+        """The layer's."""
+        return self.rotary[0].device
+
+    def pairs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Inputs and targets of some samples, `[2, rows, context, hidden]` on the layer's device."""
+        rows = rows.to(self.inputs.device)
+        return torch.stack((self.inputs[rows], self.targets[rows])).to(self.device)
+
 
 def tune_layer(
     decoder: Decoder,
@@ -67,10 +79,18 @@ def tune_layer(
     recipe: Recipe,
 ) -> tuple[dict[str, LatentLinear], BlockLoss]:
     """Tune the quantized linears `start` of a decoder layer, which itself stays as it is."""
-    task = BlockTask(inputs, targets, decoder.rotary_of(inputs.shape[1]))
+    task = BlockTask(*finite_pairs(inputs, targets), decoder.rotary_of(inputs.shape[1]))
     with latent_linears(layer, start) as linears:
         loss = tune_block(layer, list(linears.values()), task, steps=recipe.tune_steps, seed=recipe.seed)
     return linears, loss
+
+
+def finite_pairs(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The samples that are finite before and after the layer; themselves if all are."""
+    sound = finite_samples(inputs) & finite_samples(targets)
+    if sound.sum() < 2:
+        raise BadInput(f"tuning must have 2 samples without NaN and infinity, not {sound.sum()}; give other text.")
+    return (inputs, targets) if sound.all() else (inputs[sound], targets[sound])
 
 
 @contextmanager
@@ -120,6 +140,8 @@ def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *
     optimizer = make_optimizer(linears, RATES)
     start = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
     before = held_out_loss(layer, task)
+    if not math.isfinite(before):
+        raise BadInput("the quantized layer gives NaN or infinity where the original does not; set --tune none.")
     train(layer, optimizer, task, steps, seed)
     after = held_out_loss(layer, task)
     if after < before:
@@ -132,35 +154,35 @@ def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *
 
 def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> None:
     """Steps of Adam over the samples that are not held out."""
-    device = task.inputs.device
-    loss = compiled_loss() if task.inputs.is_cuda else layer_loss
+    on_gpu = task.device.type == "cuda"
+    loss = compiled_loss() if on_gpu else layer_loss
     power = mean_power(task.targets)
 
-    def plain_update(rows: torch.Tensor) -> torch.Tensor:
-        error = loss(layer, task.inputs[rows], task.targets[rows], task.rotary) / power
+    def plain_update(pairs: torch.Tensor) -> torch.Tensor:
+        error = loss(layer, pairs[0], pairs[1], task.rotary) / power
         error.backward()
         optimizer.step()
         optimizer.zero_grad()
         return error.detach()
 
-    update = Replayed(plain_update, device) if task.inputs.is_cuda else plain_update
+    update = Replayed(plain_update, task.device) if on_gpu else plain_update
     choices = orders(len(task.inputs) - task.held_out, task.batch, seed)
     for step, chosen in enumerate(islice(choices, steps)):
         set_rates(optimizer, step, steps)
-        update((chosen + task.held_out).to(device))
+        update(task.pairs(chosen + task.held_out))
 
 
 @torch.no_grad()
 def held_out_loss(layer: nn.Module, task: BlockTask) -> float:
     """`BlockLoss` of a layer as it is."""
-    pairs = zip(*(part[: task.held_out].split(task.batch) for part in (task.inputs, task.targets)), strict=True)
-    total = sum(float(layer_loss(layer, x, y, task.rotary)) * len(x) for x, y in pairs)
+    batches = map(task.pairs, torch.arange(task.held_out).split(task.batch))
+    total = sum(float(layer_loss(layer, x, y, task.rotary)) * len(x) for x, y in batches)
     return total / task.held_out / mean_power(task.targets[: task.held_out])
 
 
 def mean_power(y: torch.Tensor) -> float:
-    """Mean square, summed sample by sample."""
-    return sum(float(sample.square().mean()) for sample in y) / len(y)
+    """Mean square, summed sample by sample; 1 for states of zeros, whose error is to count as it is."""
+    return sum(float(sample.square().mean()) for sample in y) / len(y) or 1.0
 
 
 def layer_loss(layer: nn.Module, x: torch.Tensor, y: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -10,13 +10,21 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from squeeze10_kernels import BadInput
-from squeeze10_quantizer.arguments import add_ablate, add_device, add_eval, add_generate, add_inspect, add_quantize
+from squeeze10_quantizer.arguments import (
+    add_ablate,
+    add_device,
+    add_eval,
+    add_generate,
+    add_inspect,
+    add_quantize,
+    add_report,
+)
 
 if TYPE_CHECKING:
     from squeeze10_kernels.format import Mask
@@ -79,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     add_inspect(add_command(commands, "inspect", inspect, "say a checkpoint's real bits and the error of every layer"))
+    add_report(add_command(commands, "report", report, "write every layer's errors and activation ranges as HTML"))
     add_eval(add_command(commands, "eval", evaluate, "perplexity and zero-shot tasks under a checkpoint or model"))
     command = add_command(commands, "verify", verify, "check every file, tensor and sum of a checkpoint")
     command.add_argument("checkpoint", type=Path, metavar="CKPT")
@@ -161,6 +170,18 @@ def inspect(options: argparse.Namespace) -> None:
     print_summary(options.checkpoint, summary)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write a report on every layer."""
+    if options.calibration and not options.against:
+        options.wrong_usage("--calibration needs --against")
+    from squeeze10_quantizer.layer_report import Against, write_layer_report
+
+    fields = {name: getattr(options, name) for name in ("calibration", "samples", "context", "seed")}
+    against = Against(options.against, device=device_of(options.device), **fields) if options.against else None
+    write_layer_report(options.checkpoint, options.out, against)
+    print(f"{options.out}: the layers of {options.checkpoint}")
+
+
 def print_summary(path: Path, summary: dict[str, Any]) -> None:
     """One line on a checkpoint."""
     print(
@@ -174,20 +195,20 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print a perplexity, the accuracy in tasks, or both."""
     if options.against and not options.text:
         options.wrong_usage("--against needs --text")
+    if bool(options.endpoint) != bool(options.served_model):
+        options.wrong_usage("--endpoint and --served-model need each other")
+    if options.endpoint and options.text:
+        options.wrong_usage("--endpoint is for --tasks, not for --text")
     measures = measures_of(options)
     import torch
-    from transformers import AutoTokenizer
 
-    from squeeze10_quantizer.loading import load_model
-    from squeeze10_quantizer.perplexity import compare_on_text
+    from squeeze10_quantizer.evaluation import evaluate_model, evaluate_served, evaluation_lines
 
-    model = load_model(options.model, getattr(torch, options.dtype), device_of(options.device))
-    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
-    result = measures.take(model, tokenizer)
-    if options.against and measures.text is not None:
-        original = load_model(options.against, model.dtype, model.device)
-        windows = {"context": options.window, "max_tokens": options.max_tokens}
-        result |= compare_on_text(model, original, tokenizer, measures.text, **windows)
+    if options.endpoint:
+        result = evaluate_served(options.endpoint, options.served_model, options.model, measures)
+    else:
+        dtype, device = getattr(torch, options.dtype), device_of(options.device)
+        result = evaluate_model(options.model, options.against, measures, dtype, device)
     print(json.dumps(result) if options.json else "\n".join(evaluation_lines(result)))
 
 
@@ -211,18 +232,6 @@ def measures_of(options: argparse.Namespace) -> "Measures":
     )
 
 
-def evaluation_lines(result: dict[str, Any]) -> Iterator[str]:
-    """What `evaluate` found, a line each."""
-    if "perplexity" in result:
-        yield f"perplexity {result['perplexity']:.4f}, {result['tokens']} tokens"
-    if "divergence" in result:
-        yield f"divergence {result['divergence']:.4f} nats a token, the same likeliest token {result['agreement']:.2%}"
-    for name, found in result.get("tasks", {}).items():
-        metrics = [metric for metric in ("acc", "acc_norm") if metric in found]
-        shown = [f"{metric} {found[metric]:.4f} ± {found[f'{metric}_stderr']:.4f}" for metric in metrics]
-        yield f"{name}: {', '.join(shown)}, {found['items']} items"
-
-
 def ablate(options: argparse.Namespace) -> None:
     """Print the paper's tables as they come out on this model."""
     measures = measures_of(options)
@@ -241,18 +250,9 @@ def generate(options: argparse.Namespace) -> None:
     """Write text."""
     from squeeze10_quantizer.generation import generate_text
 
-    written = generate_text(
-        options.model,
-        options.out,
-        options.text,
-        tokens=options.tokens,
-        context=options.context,
-        batch=options.batch,
-        chats=options.chats,
-        temperature=options.temperature,
-        seed=options.seed,
-        device=device_of(options.device),
-    )
+    names = ("tokens", "context", "batch", "chats", "temperature", "seed")
+    fields = {name: getattr(options, name) for name in names}
+    written = generate_text(options.model, options.out, options.text, device=device_of(options.device), **fields)
     print(f"{options.out}: {written} tokens")
 
 

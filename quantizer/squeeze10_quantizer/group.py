@@ -5,9 +5,9 @@ from functools import cached_property
 
 import torch
 
-from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize
+from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, dequantize
 from squeeze10_kernels.format import SALIENT_BITS
-from squeeze10_quantizer.hessian import inverse
+from squeeze10_quantizer.hessian import damped_inverse
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.salience import activation_range, choose_channels, choose_elements, hessian_salience
@@ -32,10 +32,16 @@ class InputGroup:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantized linear and its relative output error `|ΔW X|² / |W X|²` on the calibration tokens, if measured."""
+    """A quantized linear.
+
+    Attributes:
+        error: Its relative output error `|ΔW X|² / |W X|²` on the calibration tokens, if measured.
+        raised_damping: Of its Hessian, in mean diagonals; None if the recipe's was enough.
+    """
 
     layer: QuantizedLinear
     error: float | None
+    raised_damping: float | None = None
 
 
 class Start:
@@ -70,7 +76,7 @@ class GroupQuantizer:
         self.group = group
         self.damp_ratio = damp_ratio
         self.weight = torch.cat(list(group.weights.values()))  # [ΣN, K]
-        self.inverse_hessian = inverse(group.hessian, damp_ratio)
+        self.inverse_hessian, self.raised_damping = damped_inverse(group.hessian, damp_ratio)
         self.channel_scales = fit_channel_scales(self.weight)
         self.starts: dict[int | None, Start] = {}
 
@@ -97,8 +103,11 @@ class GroupQuantizer:
             self.inverse_hessian if recipe.compensate else None,
             salient_bits,
         )
-        parts = zip(group.weights, split_rows(layer, sizes), strict=True)
-        return {name: Quantized(part, relative_error(group.weights[name], part, group.hessian)) for name, part in parts}
+        results = {}
+        for (name, weight), part in zip(group.weights.items(), split_rows(layer, sizes), strict=True):
+            check_scales(name, part)
+            results[name] = Quantized(part, relative_error(weight, part, group.hessian), self.raised_damping)
+        return results
 
 
 def quantize_group(group: InputGroup, recipe: Recipe, weight_format: WeightFormat) -> dict[str, Quantized]:
@@ -123,6 +132,12 @@ def split_rows(layer: QuantizedLinear, sizes: list[int]) -> list[QuantizedLinear
     return [QuantizedLinear(codes, mask, scales, layer.channel_scales) for codes, mask, scales in parts]
 
 
+def check_scales(name: str, layer: QuantizedLinear) -> None:
+    """Raise `BadInput` unless fp16 holds the scales of a linear."""
+    if not layer.scales.isfinite().all():
+        raise BadInput(f"the weights of {name} must have row scales below 65504, the end of fp16; give another model.")
+
+
 def relative_error(weight: torch.Tensor, layer: QuantizedLinear, hessian: torch.Tensor) -> float:
     """`|ΔW X|² / |W X|²`, from `H ∝ X Xᵀ`; 0 for a layer without output."""
     power = output_power(weight, hessian)
@@ -130,5 +145,5 @@ def relative_error(weight: torch.Tensor, layer: QuantizedLinear, hessian: torch.
 
 
 def output_power(weight: torch.Tensor, hessian: torch.Tensor) -> float:
-    """`|W X|²` up to a factor that does not depend on W."""
-    return float(((weight @ hessian).double() * weight).sum())
+    """`|W X|²` up to a factor that does not depend on W; rounding in fp32 may leave it below 0."""
+    return max(0.0, float(((weight @ hessian).double() * weight).sum()))

@@ -32,15 +32,26 @@ class HessianSum:
             self.upper[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
 
     def value(self) -> torch.Tensor:
-        """H, `[K, K]` fp32, symmetric."""
+        """H, `[K, K]` fp32, symmetric; `BadInput` if no sequence came, or their squares overflow."""
+        if not self.sequences:
+            raise BadInput("every calibration sample gives NaN or infinity; give other text or another model.")
         upper = self.upper.triu()
-        return (upper + upper.triu(1).T) * (2 / self.sequences)
+        hessian: torch.Tensor = (upper + upper.triu(1).T) * (2 / self.sequences)
+        if not hessian.diagonal().isfinite().all():
+            raise BadInput("the squares of calibration activations must stay in fp32 and do not; give another model.")
+        return hessian
 
 
 def inverse(hessian: torch.Tensor, damp_ratio: float) -> torch.Tensor:
-    """Inverse of the damped Hessian, `[K, K]` fp64; damping is raised tenfold up to twice if it must.
+    """Inverse of the damped Hessian, `[K, K]` fp64."""
+    return damped_inverse(hessian, damp_ratio)[0]
 
-    A channel that is always zero keeps its weights: damping alone makes it invertible, and nothing is pushed onto it.
+
+def damped_inverse(hessian: torch.Tensor, damp_ratio: float) -> tuple[torch.Tensor, float | None]:
+    """Inverse of the damped Hessian, `[K, K]` fp64, and its damping in mean diagonals if it had to be raised.
+
+    It is raised tenfold up to twice. A channel that is always zero keeps its weights: damping alone makes it
+    invertible, and nothing is pushed onto it.
     """
     damp = float(damp_ratio * hessian.diagonal().mean()) or 1.0
     for step in DAMP_STEPS:
@@ -50,14 +61,17 @@ def inverse(hessian: torch.Tensor, damp_ratio: float) -> torch.Tensor:
         if not fault:
             # twice as fast as cholesky_inverse, and far faster on busy cores
             half: torch.Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(damped), upper=False)
-            return half.T @ half
+            return half.T @ half, None if step == DAMP_STEPS[0] else damp_ratio * step
     raise BadInput(
-        f"The Hessian stays singular at a damping of {damp_ratio * DAMP_STEPS[-1]:g} of its mean diagonal; "
+        f"the Hessian stays singular at a damping of {damp_ratio * DAMP_STEPS[-1]:g} of its mean diagonal; "
         "calibrate on more or more varied text, or raise --damp-ratio."
     )
 
 
 def compensation_factor(inverse_hessian: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Upper Cholesky factor U of the inverse in the order of rounding, `inv = Uᵀ U`, `[K, K]` fp32 (GPTQ)."""
-    factor: torch.Tensor = torch.linalg.cholesky(inverse_hessian[order][:, order], upper=True)
-    return factor.float()
+    factor, fault = torch.linalg.cholesky_ex(inverse_hessian[order][:, order], upper=True)
+    if fault:
+        raise BadInput("the inverse of the Hessian is singular; calibrate on more text, or raise --damp-ratio.")
+    upper: torch.Tensor = factor.float()
+    return upper

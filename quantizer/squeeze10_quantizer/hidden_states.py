@@ -41,6 +41,12 @@ def fill(hidden: torch.Tensor, decoder: Decoder, tokens: torch.Tensor) -> torch.
     return hidden
 
 
+def finite_samples(states: torch.Tensor) -> torch.Tensor:
+    """Which samples of `[samples, context, hidden]` hold neither NaN nor infinity, `[samples]` bool."""
+    low, high = states.flatten(1).aminmax(dim=1)  # both are NaN if one value is
+    return low.isfinite() & high.isfinite()
+
+
 def batches(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Views of a few samples each."""
     parts: tuple[torch.Tensor, ...] = hidden.split(max(1, BATCH_TOKENS // hidden.shape[1]))

@@ -16,8 +16,10 @@ class LayerResult:
         linears: By their full names.
         loss: What tuning gained; None if it was not tuned block by block.
         latents: From which distillation goes on, `[N, K]` fp32 by full name; empty if nothing will.
+        dropped: Calibration samples, from 0, that were left out: they turn into NaN or infinity here or before.
     """
 
     linears: dict[str, Quantized]
     loss: BlockLoss | None = None
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
+    dropped: list[int] = field(default_factory=list)

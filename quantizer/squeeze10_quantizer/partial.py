@@ -66,9 +66,11 @@ class PartialOutput(StateDirectory):
             packed = pack_linear(linear.layer, self.weight_format.of(name))
             tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in packed.items()}
         errors = {name: linear.error for name, linear in result.linears.items()}
+        damping = {name: linear.raised_damping for name, linear in result.linears.items() if linear.raised_damping}
         loss = asdict(result.loss) if result.loss else None
+        notes = {"errors": errors, "loss": loss, "damping": damping, "dropped": result.dropped}
         with replaced(self.layer_file(index, stage)) as file:
-            write_safetensors(file, tensors, {"errors": json.dumps(errors), "loss": json.dumps(loss)})
+            write_safetensors(file, tensors, {key: json.dumps(note) for key, note in notes.items()})
 
     def errors(self, index: int, stage: Stage = "layer") -> dict[str, float | None]:
         """Name to relative output error of the linears of a finished layer; None where it was not measured."""
@@ -79,6 +81,16 @@ class PartialOutput(StateDirectory):
         """The loss of a finished layer before and after tuning; None if it was not tuned."""
         loss: dict[str, float] | None = self.note(index, "loss", "layer")
         return loss
+
+    def raised_damping(self, index: int) -> dict[str, float]:
+        """Name to the damping of its Hessian, of the linears of a finished layer for which it had to be raised."""
+        damping: dict[str, float] = self.note(index, "damping", "layer")
+        return damping
+
+    def dropped(self, index: int) -> list[int]:
+        """Calibration samples that a finished layer was quantized without."""
+        dropped: list[int] = self.note(index, "dropped", "layer")
+        return dropped
 
     def note(self, index: int, key: str, stage: Stage) -> Any:
         """What was written beside the tensors of a finished layer."""

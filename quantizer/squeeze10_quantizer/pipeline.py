@@ -6,14 +6,14 @@ that it will have.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import nn
 
-from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize
+from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, dequantize
 from squeeze10_kernels.llama import layer_prefix
 from squeeze10_quantizer.activations import InputStatistics, collect_inputs
 from squeeze10_quantizer.block_tuning import BlockLoss, tune_layer
@@ -23,6 +23,9 @@ from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spil
 from squeeze10_quantizer.layer_result import LayerResult
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.tables import quantize_tables
+
+RESIDENT_PART: Final = 8
+"""One part in so many of a GPU's memory may hold the streams: a layer of LLaMA2-7B in training takes 17 of 24 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,10 @@ def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[
             linears = {name: earlier.linear(index, name) for name in job.decoder.shape.linears()}
             pass_over(job, layer, linears, streams)
         else:
-            result = quantize_layer(job, layer, index, streams)
+            try:
+                result = quantize_layer(job, layer, index, streams)
+            except BadInput as error:
+                raise BadInput(f"Decoder layer {index}: {error}") from error
         job.decoder.drop(index)
         yield index, result
     for index in job.steps[len(layers) :]:
@@ -108,10 +114,10 @@ def quantize_head(job: Job, streams: Streams) -> LayerResult:
 
 
 def open_streams(job: Job, spill: Path) -> Streams:
-    """Hidden states before the first layer: on disk, or on the GPU when tuning goes over them many times."""
+    """Hidden states before the first layer: on disk, or on a GPU that has room when tuning reads them many times."""
 
     def embeddings(name: str) -> torch.Tensor:
-        if job.recipe.tuned and job.decoder.device.type == "cuda":
+        if job.recipe.tuned and has_room(job):
             return resident_embeddings(job.decoder, job.tokens)
         return spilled_embeddings(job.decoder, job.tokens, spill / name)
 
@@ -119,6 +125,12 @@ def open_streams(job: Job, spill: Path) -> Streams:
         embeddings("original.bin") if job.recipe.fias or job.recipe.tuned else None,
         embeddings("quantized.bin") if not job.recipe.fias or job.recipe.tuned else None,
     )
+
+
+def has_room(job: Job) -> bool:
+    """Whether both streams take a small part of the GPU's memory, if there is one."""
+    device, need = job.decoder.device, 2 * 4 * job.tokens.numel() * job.decoder.shape.hidden
+    return device.type == "cuda" and need * RESIDENT_PART <= torch.cuda.get_device_properties(device).total_memory
 
 
 def pass_over(job: Job, layer: nn.Module, linears: dict[str, QuantizedLinear], streams: Streams) -> None:
@@ -152,8 +164,12 @@ def quantize_layer(job: Job, layer: nn.Module, index: int, streams: Streams) -> 
         results, loss, latents = tune(job, layer, results, statistics, streams, inputs)
     quantized = {name: result.layer for name, result in results.items()}
     pass_over(job, layer, quantized, Streams(None, streams.quantized))
-    full = {f"{prefix}.{name}": result for name, result in results.items()}
-    return LayerResult(full, loss, {f"{prefix}.{name}": latent for name, latent in latents.items()})
+    return LayerResult(
+        {f"{prefix}.{name}": result for name, result in results.items()},
+        loss,
+        {f"{prefix}.{name}": latent for name, latent in latents.items()},
+        next(iter(statistics.values())).dropped,
+    )
 
 
 def tuning_inputs(recipe: Recipe, streams: Streams) -> torch.Tensor | None:
@@ -190,7 +206,8 @@ def tune(
         hessian = seen.hessian.value()
         for name in group:
             linear = tuned[name].quantized()
-            after[name] = Quantized(linear, relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian))
+            error = relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian)
+            after[name] = replace(results[name], layer=linear, error=error)
     goes_on = tuned if job.recipe.tune == "distill" and job.recipe.distill_codes else {}
     return after, loss, {name: linear.latent.detach() for name, linear in goes_on.items()}
 

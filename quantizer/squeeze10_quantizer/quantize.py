@@ -3,9 +3,10 @@
 import hashlib
 import math
 import platform
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial as bind
@@ -39,6 +40,7 @@ from squeeze10_quantizer.partial import PartialOutput, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.state_directory import SPILL_PREFIX
+from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
 REPORT_NAME = "squeeze10_report.json"
@@ -77,7 +79,9 @@ def quantize(
         partial_output(out, report, weight_format, decoder.shape) as partial,
         repeatable() if recipe.tuned else nullcontext(),
     ):
-        quantize_all(Job(decoder, recipe, weight_format, calibration.tokens), partial, curves)
+        job = Job(decoder, recipe, weight_format, calibration.tokens)
+        quantize_all(job, partial, curves)
+        report |= calibration_report(job, partial)
         if recipe.tuned:
             report |= {"blocks": block_report(decoder, partial)}
         if distillation:
@@ -109,10 +113,15 @@ def quantize_all(job: Job, partial: PartialOutput, curves: Curves) -> None:
     with (
         tempfile.TemporaryDirectory(dir=partial.path, prefix=SPILL_PREFIX) as spill,
         tqdm(total=len(job.steps), unit="layer", desc="quantize", dynamic_ncols=True) as progress,
+        deferred_sigterm() as asked_to_stop,
     ):
+        dropped: set[int] = set()
         for index, result in quantize_layers(job, Path(spill), partial):
             if result:
                 partial.save(index, result)
+            for line in calibration_warnings(index, partial, dropped):
+                tqdm.write(line, file=sys.stderr)
+            dropped.update(partial.dropped(index))
             errors = [error for error in partial.errors(index).values() if error is not None]
             mean = sum(errors) / len(errors)
             curves.add("layer/relative_output_error", index, mean)
@@ -121,6 +130,16 @@ def quantize_all(job: Job, partial: PartialOutput, curves: Curves) -> None:
                 curves.add("layer/loss_after_tuning", index, result.loss.after)
             progress.set_postfix_str(f"relative output error {mean:.4f}")
             progress.update()
+            if asked_to_stop():
+                break
+
+
+def calibration_warnings(index: int, partial: PartialOutput, known: set[int]) -> Iterator[str]:
+    """What a user should hear of a finished layer's calibration; `known` samples were named before."""
+    for sample in sorted(set(partial.dropped(index)) - known):
+        yield f"Calibration sample {sample} turns into NaN or infinity in layer {index}; it is left out from there on."
+    for name, damping in partial.raised_damping(index).items():
+        yield f"The Hessian of {name} was singular; its damping is raised to {damping:g} of its mean diagonal."
 
 
 def distill_all(
@@ -132,8 +151,13 @@ def distill_all(
     partial.forget("distilled")  # of a run that was stopped while it saved them
     before = partial.take_up(run)
     before = run.held_out_divergence() if before is None else before
+    if not math.isfinite(before):
+        raise BadInput("The text held out of distillation gives NaN or infinity; distill on other text.")
     saved = time.monotonic()
-    with tqdm(total=run.steps, initial=run.step, unit="step", desc="distill", dynamic_ncols=True) as progress:
+    with (
+        tqdm(total=run.steps, initial=run.step, unit="step", desc="distill", dynamic_ncols=True) as progress,
+        deferred_sigterm() as asked_to_stop,
+    ):
         while run.step < run.steps:
             start, loss = run.step, run.train(SHOW_STEPS)
             if not math.isfinite(loss):
@@ -141,9 +165,11 @@ def distill_all(
             curves.add("distillation/divergence", run.step, loss)
             progress.set_postfix_str(f"divergence {loss:.4f}")
             progress.update(run.step - start)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if asked_to_stop() or time.monotonic() - saved > SAVE_SECONDS:
                 partial.save_distillation(run, before)
                 saved = time.monotonic()
+            if asked_to_stop():
+                break
     run.end()
     after = run.held_out_divergence()
     if not after < before:
@@ -189,6 +215,16 @@ def layer_report(decoder: Decoder, partial: PartialOutput) -> dict[str, float | 
     """Full name of every linear to its relative output error, if it was measured."""
     layers = range(decoder.shape.num_layers)
     return {name: error for index in layers for name, error in partial.errors(index, partial.last).items()}
+
+
+def calibration_report(job: Job, partial: PartialOutput) -> dict[str, Any]:
+    """Sample to the first layer that was quantized without it; full name of a linear to its raised damping."""
+    damping: dict[str, float] = {}
+    dropped: dict[int, int] = {}
+    for index in job.steps:
+        damping |= partial.raised_damping(index)
+        dropped = dict.fromkeys(partial.dropped(index), index) | dropped
+    return {"dropped_samples": dropped, "raised_damping": damping}
 
 
 def block_report(decoder: Decoder, partial: PartialOutput) -> list[dict[str, float] | None]:

@@ -17,6 +17,8 @@ from squeeze10_quantizer.directory import lock, replaced, write_json
 
 SPILL_PREFIX: Final = "activations-"
 """Of the directories, inside that of the state, which hold the calibration activations of a running process."""
+IDENTITY: Final = "state.json"
+LOCK: Final = "lock"
 STAGING: Final = "output"
 """Of the directory, inside that of the state, in which the output is written before it is published."""
 
@@ -37,7 +39,16 @@ class StateDirectory:
         return self.path / STAGING
 
     def remove(self) -> None:
-        """Delete the directory, once the output is published."""
+        """Delete the directory, once the output is published.
+
+        What is kept goes first: files without the identity they belong to would be taken for those of another run.
+        """
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in (IDENTITY, LOCK):
+                entry.unlink()
+        (self.path / IDENTITY).unlink()
         shutil.rmtree(self.path)
 
 
@@ -50,8 +61,8 @@ def state_directory(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """
     path = out.with_name(f"{out.name}.partial")
     path.mkdir(parents=True, exist_ok=True)
-    with lock(path / "lock"):
-        state = path / "state.json"
+    with lock(path / LOCK):
+        state = path / IDENTITY
         if state.is_file():
             refuse_difference(path, read_json(state), json.loads(json.dumps(identity)))
         else:
@@ -67,8 +78,16 @@ def refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -
     """Raise `BadInput` naming what changed since the interrupted run."""
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
-        key = changed[0]
+        found = "; ".join(f"another {key} ({difference(before.get(key), now.get(key))})" for key in changed)
         raise BadInput(
-            f"{path} holds an interrupted run with another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
+            f"{path} holds an interrupted run with {found}; "
             "repeat that run's command to finish it, or remove the directory to start anew."
         )
+
+
+def difference(before: Any, now: Any) -> str:
+    """Two values; of objects only the entries that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return ", ".join(f"{key}: {difference(before.get(key), now.get(key))}" for key in keys)
+    return f"{before!r}, now {now!r}"

@@ -10,9 +10,9 @@ import torch
 
 from squeeze10_kernels import QuantizedLinear
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.group import Quantized, relative_error
-from squeeze10_quantizer.hessian import HessianSum, inverse
-from squeeze10_quantizer.hidden_states import batches
+from squeeze10_quantizer.group import Quantized, check_scales, relative_error
+from squeeze10_quantizer.hessian import HessianSum, damped_inverse
+from squeeze10_quantizer.hidden_states import batches, finite_samples
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.scales import bounded, fit_channel_scales
@@ -33,38 +33,42 @@ def quantize_tables(decoder: Decoder, hidden: torch.Tensor, recipe: Recipe) -> d
         hidden: Calibration states after the last decoder layer, `[samples, context, hidden]` fp32.
     """
     seen = head_hessian(decoder, hidden)
-    seen /= seen.diagonal().mean()
+    seen /= float(seen.diagonal().mean()) or 1.0  # an lm_head that reads zeros
     alike = torch.eye(len(seen), device=seen.device)
     tied = decoder.shape.tied
     hessians = {"model.embed_tokens": seen + EMBEDDING_SHARE * alike if tied else alike, "lm_head": seen}
     results = {}
     for name in decoder.shape.tables(4):
         weight = decoder.source.tensor(f"{name}.weight").float().to(decoder.device)
-        table = quantize_table(weight, hessians[name], recipe)
-        results[name] = Quantized(table, relative_error(weight, table, hessians[name]))
+        results[name] = quantize_table(weight, hessians[name], recipe)
+        check_scales(name, results[name].layer)
     return results
 
 
 def head_hessian(decoder: Decoder, hidden: torch.Tensor) -> torch.Tensor:
-    """Of what the lm_head reads, `[hidden, hidden]`."""
+    """Of what the lm_head reads in samples without NaN and infinity, `[hidden, hidden]`."""
     norm = decoder.final_norm()
     total = HessianSum(decoder.shape.hidden, decoder.device)
     for part in batches(hidden):
-        total.add(norm(part.to(decoder.device)))
+        states = norm(part.to(decoder.device))
+        total.add(states[finite_samples(states)])
     return total.value()
 
 
-def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) -> QuantizedLinear:
+def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) -> Quantized:
     """Round `[vocabulary, hidden]` fp32, the channels that weigh most first (GPTQ's act-order)."""
     weights = hessian.diagonal()
     scales = bounded(fit_channel_scales(weight).float() * weights.clamp(min=1e-6) ** IMPORTANCE_POWER)
     order = (weights * weight.square().mean(0)).argsort(descending=True, stable=True)
     sorted_hessian = hessian[order][:, order]
-    inverse_hessian = inverse(sorted_hessian, recipe.damp_ratio) if recipe.compensate else None
+    inverse_hessian, raised_damping = None, None
+    if recipe.compensate:
+        inverse_hessian, raised_damping = damped_inverse(sorted_hessian, recipe.damp_ratio)
     salient = torch.ones(len(order), dtype=torch.bool, device=weight.device)
     parts = [
         round_rows(rows, rows, salient, scales[order], sorted_hessian, inverse_hessian)
         for rows in weight[:, order].split(ROWS)
     ]
     codes, row_scales = (torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales"))
-    return QuantizedLinear(codes[:, order.argsort()].contiguous(), salient, row_scales, scales)
+    table = QuantizedLinear(codes[:, order.argsort()].contiguous(), salient, row_scales, scales)
+    return Quantized(table, relative_error(weight, table, hessian), raised_damping)

@@ -1,5 +1,7 @@
 """Zero-shot tasks under a model: lm-eval's own definitions and scoring, over local JSON lines and without a network.
 
+The model is one in memory, or one that a running OpenAI endpoint serves.
+
 A local row holds a finished prompt. It is taken apart into a row of the task's data set, so that prompt, choices and
 metrics come from the definition in lm-eval, of which only the place of the data differs. lm-eval is imported when
 it is needed; it is the extra `eval`.
@@ -8,6 +10,7 @@ it is needed; it is the extra `eval`.
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,11 +151,80 @@ def evaluate_tasks(
         By task: `acc`, `acc_norm` (log-probabilities over the choices' lengths in letters) if the task defines it,
         the standard errors `acc_stderr` and `acc_norm_stderr`, and `items`, their number.
     """
-    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     with without_warnings():
         scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype=torch.float32)
+    return accuracies(scorer, tasks)
+
+
+def evaluate_endpoint(
+    url: str, served_model: str, tokenizer: Path, tasks: dict[str, Any], batch: int
+) -> dict[str, dict[str, float | int]]:
+    """The same of a model that is served, by the log-probabilities that the server gives of prompts.
+
+    Tokens are made here, as for a model in memory, and none is cut off: the server refuses what is too long for it.
+
+    Args:
+        url: Base of an OpenAI API, as `http://localhost:8000/v1`; the environment may hold its OPENAI_API_KEY.
+        served_model: The name under which it serves the model.
+        tokenizer: The model's directory.
+
+    Raises:
+        BadInput: The endpoint refuses the model, or gives no log-probabilities of a prompt.
+        OSError: It cannot be reached, or it fails.
+    """
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    with without_warnings():
+        try:
+            scorer = LocalCompletionsAPI(
+                base_url=f"{url.rstrip('/')}/completions",
+                model=served_model,
+                tokenizer=str(tokenizer),
+                tokenizer_backend="huggingface",
+                add_bos_token=True,  # where the tokenizer has one, as lm-eval does for a model in memory
+                max_length=sys.maxsize,
+                batch_size=batch,
+            )
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                "--endpoint needs lm-eval's packages for APIs (aiohttp, requests, tenacity); run: "
+                "pip install 'squeeze10-vllm[eval]'."
+            ) from error
+        check_endpoint(scorer, url)
+    return accuracies(scorer, tasks)
+
+
+def check_endpoint(scorer: Any, url: str) -> None:
+    """Raise `BadInput` unless a prompt comes back with a log-probability of every token.
+
+    A server that does not echo it gives one of the new token alone, and every choice would have the same sum, 0.
+    """
+    from requests import HTTPError
+
+    prompt = scorer.tok_encode("The capital of France is Paris.")
+    try:
+        reply = scorer.model_call([prompt], generate=False)
+    except HTTPError as error:
+        said = " ".join(error.response.text.split())[:200] if error.response is not None else str(error)
+        raise BadInput(f"{url} must complete prompts for the model {scorer.model!r}; it says: {said}.") from error
+    try:
+        given = len(reply["choices"][0]["logprobs"]["token_logprobs"])
+        scorer.parse_logprobs(reply, ctxlens=[1])
+    except (AttributeError, LookupError, TypeError, ValueError):
+        given = 0
+    if given != len(prompt) + 1:
+        raise BadInput(
+            f"{url} must echo a prompt with its log-probabilities, as vLLM does: for {len(prompt)} tokens and a new "
+            f"one it gave {given}; serve the model with vLLM."
+        )
+
+
+def accuracies(scorer: Any, tasks: dict[str, Any]) -> dict[str, dict[str, float | int]]:
+    """What `evaluate_tasks` returns, by a model of lm-eval."""
+    from lm_eval.evaluator import evaluate
+
     measured = evaluate(scorer, {"tasks": tasks}, log_samples=False)["results"]
     results = {}
     for name, task in tasks.items():

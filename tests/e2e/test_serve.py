@@ -5,19 +5,17 @@ log-probabilities of transformers' own two attention implementations lie apart o
 3x the largest noise at most, and on average by 3x the average noise, which is much less than the largest.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
+import openai
 import pytest
 import torch
+from e2e.conftest import Served
 from openai import OpenAI
+from soak.processes import find_engine, find_server, wait_for_end
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_server import SERVED_NAME, serving
-
-from squeeze10_quantizer.cli import main
+from vllm_server import SERVED_NAME
 
 pytestmark = pytest.mark.serve
 
@@ -28,34 +26,7 @@ PROMPTS: Final = (
     "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat. " * 2,
 )
 NEW_TOKENS: Final = 16
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running server and the plain model that it must agree with."""
-
-    client: OpenAI
-    plain: Path
-
-
-@pytest.fixture(
-    scope="module",
-    params=[("demo", "columns"), ("demo", "elements"), ("tiny", "columns"), ("tiny", "elements")],
-    ids=lambda pair: f"{pair[0]}_{pair[1]}",
-)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One start of `vllm serve` for all tests of a model and mask."""
-    name, mask = request.param
-    model = request.getfixturevalue(f"{name}_model")
-    folder = tmp_path_factory.mktemp(f"{name}-{mask}")
-    out, plain = folder / "sq10", folder / "plain"
-    # PBAR has its own tests, and takes most of the time
-    flags = ["--mask", mask, "--samples", "16", "--context", "256", "--no-pbar", "--device", "cpu"]
-    assert main(["quantize", str(model), str(out), *flags]) == 0
-    assert main(["dequantize", str(out), str(plain)]) == 0
-    length = ["--max-model-len", "256"] if name == "tiny" else []
-    with serving(out, folder / "server.log", "--quantization", "squeeze10", *length) as base_url:
-        yield Served(OpenAI(base_url=base_url, api_key="none", timeout=300), plain)
+END_LIMIT_S: Final = 15
 
 
 def complete(client: OpenAI, prompt: str, **options: Any) -> Any:
@@ -145,3 +116,21 @@ def test_16_concurrent_requests_are_answered_as_alone(served: Served) -> None:
     assert len(together) == 16
     for one, other in zip(alone, together, strict=False):
         assert float((one - other).abs().mean()) < 0.1
+
+
+def test_a_killed_engine_takes_the_server_with_it_and_clients_hear_of_it(served: Served) -> None:
+    """The last test of each server. A server that lives on without its engine would hold clients for ever."""
+    server = find_server(served.base_url)
+    stream = served.client.completions.create(
+        model=SERVED_NAME, prompt="One,", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+
+    find_engine(server).kill()
+
+    with pytest.raises(openai.APIError, match="EngineCore encountered an issue"):
+        list(stream)
+    assert wait_for_end(server.pid, END_LIMIT_S) is not None
+    assert "engine core exited unexpectedly" in served.log.read_text()
+    with pytest.raises(openai.APIConnectionError):
+        served.client.with_options(max_retries=0).models.list()

@@ -84,3 +84,11 @@ def test_other_format_version(checkpoint: Any, refusal: Callable[..., str]) -> N
     config["quantization_config"]["format_version"] = 2
     path.write_text(json.dumps(config))
     assert "format_version 1" in refusal(checkpoint.path)
+
+
+def test_other_architecture(checkpoint: Any, refusal: Callable[..., str]) -> None:
+    path = checkpoint.path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["MistralForCausalLM"]}))
+    message = refusal(checkpoint.path)
+    assert "squeeze10 serves LlamaForCausalLM" in message
+    assert "MistralForCausalLM" in message

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import squeeze10_vllm
+from squeeze10_quantizer import doctor
 from squeeze10_vllm.versions import version_warning
 
 
@@ -60,3 +61,14 @@ def test_version_range(monkeypatch: pytest.MonkeyPatch, found: str, known: bool)
     warning = version_warning()
     assert (warning is None) == known
     assert known or found in str(warning)
+
+
+def test_doctor_names_a_plugin_that_vllm_was_told_to_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM itself says "Unknown quantization method", whatever the reason; the entry point is there."""
+    monkeypatch.setenv("VLLM_PLUGINS", "another,third")
+
+    found = doctor.find_registration()
+
+    assert doctor.find_plugin().well
+    assert not found.well
+    assert "squeeze10" in found.found

@@ -1,13 +1,15 @@
 """A stopped quantization goes on where it stopped, or says why not; OUT appears only when it is whole."""
 
+import os
+
 import pytest
 import torch
 from tiny_checkpoint import CONFIG
-from tiny_model import SMALL, digests
+from tiny_model import SMALL, digests, write_tiny_model
 
 from squeeze10_kernels import WeightFormat
 from squeeze10_kernels.llama import shape_from_config
-from squeeze10_quantizer import cli, pipeline
+from squeeze10_quantizer import cli, pipeline, quantize
 from squeeze10_quantizer.cli import main
 from squeeze10_quantizer.directory import lock
 from squeeze10_quantizer.partial import partial_output
@@ -74,16 +76,32 @@ def test_two_writers_exclude_each_other(tiny_model, tmp_path, capsys):
     assert main(["quantize", str(tiny_model), str(out), *SMALL]) == 0
 
 
-def test_changed_recipe_is_not_mixed_in(tiny_model, tmp_path, stop_at_second_layer, capsys):
-    """Half a checkpoint of one recipe and half of another would look whole."""
-    out = tmp_path / "out"
-    assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+def test_changed_inputs_are_not_mixed_in(tmp_path, stop_at_second_layer, monkeypatch, capsys):
+    """Half a checkpoint of one recipe, model or version and half of another would look whole."""
+    model, out = write_tiny_model(tmp_path / "model"), tmp_path / "out"
+    arguments = ["quantize", str(model), str(out), *SMALL]
+    assert main(arguments) == cli.STOPPED
     stop_at_second_layer()
+    capsys.readouterr()
 
-    assert main(["quantize", str(tiny_model), str(out), *SMALL, "--seed", "1"]) == cli.BAD_DATA
+    def refusal(*more):
+        assert main([*arguments, *more]) == cli.BAD_DATA
+        return capsys.readouterr().err
 
-    assert "another calibration" in capsys.readouterr().err
+    assert "another recipe (seed: 0, now 1)" in refusal("--seed", "1")
+    assert "another recipe (damp_ratio: 0.01, now 0.02); repeat" in refusal("--damp-ratio", "0.02")
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "version", lambda name: "0")
+        assert "another versions (squeeze10-vllm: " in refusal()
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        assert "cpu, 77 threads'); another versions" in refusal()
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "another model_sha256 (model.safetensors: " in refusal()
     assert not out.exists()
+    weights.write_bytes(content)
+    assert main(arguments) == 0
 
 
 def test_damaged_state_is_quantized_again(tiny_model, tmp_path, stop_at_second_layer):
@@ -117,3 +135,24 @@ def test_damaged_state_of_a_distillation_is_left_out(tmp_path, kept):
         partial.distillation.write_bytes(partial.distillation.read_bytes()[:kept])
 
         assert partial.take_up(Run()) is None
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_run_killed_while_it_removes_its_state(tiny_model, tmp_path, monkeypatch, call):
+    """Layers without the identity they belong to would become part of another recipe's output."""
+    out = tmp_path / "out"
+    original, calls = os.unlink, []
+
+    def unlink(*arguments, **named):
+        if out.exists():
+            calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        original(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+    state = out.with_name("out.partial")
+    if list(state.glob("layer-*")):
+        assert (state / "state.json").is_file()

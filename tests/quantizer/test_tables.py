@@ -52,7 +52,7 @@ def test_outputs_are_nearer_than_with_plain_rounding() -> None:
     x[:, :3] *= 20
     hessian = x.T @ x / len(x)
 
-    table = dequantize(quantize_table(weight, hessian / hessian.diagonal().mean(), Recipe()))
+    table = dequantize(quantize_table(weight, hessian / hessian.diagonal().mean(), Recipe()).layer)
 
     ours, plain = ((x @ (other - weight).T).square().mean() for other in (table, round_uniform(weight, 4)))
     assert ours < 0.3 * plain

@@ -2,15 +2,18 @@
 
 import json
 import random
+import shutil
 import sys
 
 import pytest
 import torch
+from completions_server import echoing, endpoint
 from tiny_checkpoint import byte_tokenizer
-from transformers import AutoModelForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from squeeze10_kernels import dequantize, open_checkpoint
-from squeeze10_quantizer.cli import BAD_DATA, main
+from squeeze10_quantizer.cli import BAD_DATA, IO_ERROR, main
 from squeeze10_quantizer.tasks import load_tasks
 
 ITEMS, WRONG = 6, 2
@@ -218,3 +221,80 @@ def test_half_a_command_is_wrong_usage(tiny_model, arguments):
     """Neither text nor tasks, tasks without their data."""
     with pytest.raises(SystemExit, match="2"):
         main(["eval", str(tiny_model), *arguments])
+
+
+def test_an_endpoint_has_the_accuracy_of_the_model_it_serves(tiny_model, tmp_path, capsys):
+    """Served and in memory one model gets one number, also with a tokenizer that begins every text with a token."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    begin = ("<|begin|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[begin])
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for name, make in MAKERS.items():
+        write_task(tmp_path / f"{name}.jsonl", make, model)
+    tasks = ["--tasks", ",".join(MAKERS), "--json"]
+
+    with endpoint(echoing(model)) as (url, requests):
+        served = run(capsys, folder, tmp_path, *tasks, "--endpoint", url, "--served-model", "tiny", "--batch", "4")
+    loaded = run(capsys, folder, tmp_path, *tasks)
+
+    assert (served[0], loaded[0]) == (0, 0)
+    assert json.loads(served[1]) == json.loads(loaded[1])
+    assert {request["model"] for request in requests} == {"tiny"}
+    prompts = [prompt for request in requests[1:] for prompt in request["prompt"]]
+    query = json.loads((tmp_path / "arc_easy.jsonl").read_text().splitlines()[0])
+    text = f"{query['query']}\nAnswer: {query['choices'][0]}"
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] in prompts
+    assert len(prompts) > len(requests) > 1  # several at once
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "path", "sentence"),
+    [
+        pytest.param({"token_logprobs": [-1.0], "top_logprobs": [{"": -1.0}]}, "", "it gave 1;", id="no_echo"),
+        pytest.param(None, "", "it gave 0;", id="no_log_probabilities"),
+        pytest.param(None, "/v2", "must complete prompts for the model 'tiny'; it says: {}.", id="no_such_path"),
+    ],
+)
+def test_an_endpoint_without_prompt_probabilities_is_refused(tiny_model, tmp_path, capsys, logprobs, path, sentence):
+    """Without them every choice has the sum 0, and the first one wins: a number, and a wrong one."""
+    (tmp_path / "arc_easy.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 2)
+
+    with endpoint(lambda _: {"choices": [{"index": 0, "logprobs": logprobs}]}) as (url, _):
+        flags = ["--tasks", "arc_easy", "--endpoint", url + path, "--served-model", "tiny"]
+        code, out, error = run(capsys, tiny_model, tmp_path, *flags)
+
+    assert (code, out) == (BAD_DATA, "")
+    assert error.startswith(f"squeeze10: {url}{path} must ")
+    assert sentence in error
+
+
+def test_an_endpoint_that_nobody_serves_is_an_io_error(tiny_model, tmp_path, capsys):
+    """One sentence, exit 74."""
+    (tmp_path / "arc_easy.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 2)
+    with endpoint(None) as (url, _):
+        pass
+    code, out, error = run(
+        capsys, tiny_model, tmp_path, "--tasks", "arc_easy", "--endpoint", url, "--served-model", "x"
+    )
+
+    assert (code, out) == (IO_ERROR, "")
+    assert error.startswith("squeeze10: Reading or writing failed: ")
+
+
+def test_missing_packages_for_an_endpoint_are_said(tiny_model, tmp_path, capsys, monkeypatch):
+    """lm-eval itself has them in an extra of its own."""
+    (tmp_path / "arc_easy.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 2)
+    monkeypatch.setattr("lm_eval.models.api_models.find_spec", lambda _: None)
+
+    code, _, error = run(capsys, tiny_model, tmp_path, "--tasks", "arc_easy", "--endpoint", "u", "--served-model", "x")
+
+    assert (code, error[-40:]) == (BAD_DATA, "run: pip install 'squeeze10-vllm[eval]'.")
+
+
+@pytest.mark.parametrize("more", [["--endpoint", "u"], ["--endpoint", "u", "--served-model", "m", "--text", "t"]])
+def test_half_an_endpoint_is_wrong_usage(tiny_model, tmp_path, more):
+    """No name, or a text, of which a server is not asked."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", str(tiny_model), "--tasks", "arc_easy", "--task-data", str(tmp_path), *more])

@@ -121,12 +121,13 @@ def test_16_concurrent_requests_are_answered_as_alone(served: Served) -> None:
 def test_a_killed_engine_takes_the_server_with_it_and_clients_hear_of_it(served: Served) -> None:
     """The last test of each server. A server that lives on without its engine would hold clients for ever."""
     server = find_server(served.base_url)
+    engine = find_engine(server)  # before the stream, which a tiny model soon ends
     stream = served.client.completions.create(
         model=SERVED_NAME, prompt="One,", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
 
-    find_engine(server).kill()
+    engine.kill()
 
     with pytest.raises(openai.APIError, match="EngineCore encountered an issue"):
         list(stream)

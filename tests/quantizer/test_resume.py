@@ -78,8 +78,9 @@ def test_two_writers_exclude_each_other(tiny_model, tmp_path, capsys):
 
 def test_changed_inputs_are_not_mixed_in(tmp_path, stop_at_second_layer, monkeypatch, capsys):
     """Half a checkpoint of one recipe, model or version and half of another would look whole."""
-    model, out = write_tiny_model(tmp_path / "model"), tmp_path / "out"
-    arguments = ["quantize", str(model), str(out), *SMALL]
+    model, out, text = write_tiny_model(tmp_path / "model"), tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("All work and no play. " * 20)
+    arguments = ["quantize", str(model), str(out), "--calibration", str(text), *SMALL]
     assert main(arguments) == cli.STOPPED
     stop_at_second_layer()
     capsys.readouterr()
@@ -140,7 +141,8 @@ def test_damaged_state_of_a_distillation_is_left_out(tmp_path, kept):
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_a_run_killed_while_it_removes_its_state(tiny_model, tmp_path, monkeypatch, call):
     """Layers without the identity they belong to would become part of another recipe's output."""
-    out = tmp_path / "out"
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("All work and no play. " * 20)
     original, calls = os.unlink, []
 
     def unlink(*arguments, **named):
@@ -152,7 +154,7 @@ def test_a_run_killed_while_it_removes_its_state(tiny_model, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", unlink)
-        assert main(["quantize", str(tiny_model), str(out), *SMALL]) == cli.STOPPED
+        assert main(["quantize", str(tiny_model), str(out), "--calibration", str(text), *SMALL]) == cli.STOPPED
     state = out.with_name("out.partial")
     if list(state.glob("layer-*")):
         assert (state / "state.json").is_file()

@@ -12,7 +12,7 @@ def test_64_streams_with_disconnects_leave_no_trace(served: Served) -> None:
     if SERVERS[served.number][0] != "tiny":
         pytest.skip("in seconds only the tiny model has answers for 64; make soak has half an hour for the demo model")
 
-    tally, faults = faults_under_load(served.base_url, seconds=2, seed=served.number)
+    tally, faults = faults_under_load(served.base_url, seconds=12, seed=served.number)
 
     print(f"{tally.outcomes.total()} requests, {tally.chunks} chunks: {dict(tally.outcomes)}")
     assert faults == []

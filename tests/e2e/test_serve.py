@@ -11,7 +11,7 @@ from typing import Any, Final
 import openai
 import pytest
 import torch
-from e2e.conftest import Served
+from e2e.conftest import SERVERS, Served
 from openai import OpenAI
 from soak.processes import find_engine, find_server, wait_for_end
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,8 +120,10 @@ def test_16_concurrent_requests_are_answered_as_alone(served: Served) -> None:
 
 def test_a_killed_engine_takes_the_server_with_it_and_clients_hear_of_it(served: Served) -> None:
     """The last test of each server. A server that lives on without its engine would hold clients for ever."""
+    if SERVERS[served.number][0] == "tiny":
+        pytest.skip("the tiny model's stream may be over before its engine is")
     server = find_server(served.base_url)
-    engine = find_engine(server)  # before the stream, which a tiny model soon ends
+    engine = find_engine(server)
     stream = served.client.completions.create(
         model=SERVED_NAME, prompt="One,", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
     )

@@ -19,6 +19,7 @@ BIN: Final = Path(sys.executable).parent
 HOST: Final = "127.0.0.1"
 SERVED_NAME: Final = "model"
 START_LIMIT_S: Final = 900
+HEALTH_LIMIT_S: Final = 5
 STOP_LIMIT_S: Final = 20
 LOG_LINES: Final = 25
 
@@ -62,7 +63,7 @@ def free_port() -> int:
 def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Return once /health answers; `SystemExit` with the log's end if the server dies or takes too long."""
     begin = time.monotonic()
-    while not is_healthy(port):
+    while not is_healthy(f"http://{HOST}:{port}", HEALTH_LIMIT_S):
         elapsed = time.monotonic() - begin
         if server.poll() is not None or elapsed > START_LIMIT_S:
             fate = "did not start in time" if server.poll() is None else f"ended with code {server.returncode}"
@@ -72,10 +73,10 @@ def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) ->
     print(f"\nready after {time.monotonic() - begin:.0f} s")
 
 
-def is_healthy(port: int) -> bool:
-    """Whether the server answers /health."""
+def is_healthy(url: str, limit_s: float) -> bool:
+    """Whether the server answers /health in time, and well."""
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5) as reply:
+        with urllib.request.urlopen(f"{url}/health", timeout=limit_s) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False

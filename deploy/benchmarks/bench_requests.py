@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bench_serving import SIZES, write_model
+from bench_serving import COLUMNS, SIZES, machine, write_model
 from vllm_server import BIN, SERVED_NAME, serving
 
 TOKENS = 128
@@ -84,7 +84,8 @@ def main() -> None:
     flags = [f"--{flag}" for flag in arguments.flags]
     with arguments.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as folder:
         writer = csv.writer(file)
-        writer.writerow(("commit", "model", "flags", "rate", *MEASURED))
+        where = machine(arguments.commit)
+        writer.writerow((*COLUMNS[: len(where)], "model", "flags", "rate", *MEASURED))
         for name in [arguments.checkpoint.name] if arguments.checkpoint else arguments.weights:
             model, tokenizer, loading = arguments.checkpoint, arguments.checkpoint, []
             if not arguments.checkpoint:
@@ -92,7 +93,7 @@ def main() -> None:
                 model.mkdir()
                 loading = write_sizes(model, arguments.size, name, tokenizer)
             for rate, figures in measure_rates(model, tokenizer, [*loading, *flags], arguments):
-                writer.writerow((arguments.commit, name, " ".join(flags), rate, *figures.values()))
+                writer.writerow((*where, name, " ".join(flags), rate, *figures.values()))
                 file.flush()
                 print(name, rate, figures, flush=True)
 

@@ -93,6 +93,12 @@ def time_batches(model: LLM, prompt: int, batches: list[int]) -> Iterator[tuple[
         yield batch, each
 
 
+def machine(commit: str) -> tuple[str, str, str, str]:
+    """What figures depend on besides their options: the first of `COLUMNS`."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return gpu, f"vLLM {vllm.__version__}", f"torch {torch.__version__}", commit
+
+
 def append_row(path: Path, row: tuple[object, ...]) -> None:
     """Add a line to a CSV, which begins with its columns' names."""
     new = not path.exists()
@@ -114,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.profile:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the profiler sees this process only
-    where = (torch.cuda.get_device_name(), f"vLLM {vllm.__version__}", f"torch {torch.__version__}", arguments.commit)
+    where = machine(arguments.commit)
     what = (arguments.size, arguments.weights, arguments.head_bits, json.dumps(arguments.options), arguments.prompt)
     print(*where, *what, sep=", ", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 STEPS = 16
 SHOWN = 24
+NAME_LENGTH = 100
 
 
 def kernels_of(run: Callable[[], None]) -> list[tuple[float, float, str]]:
@@ -34,14 +35,16 @@ def write_decode_step(generate: Callable[[int], None], path: Path) -> None:
     last = steps[-count:]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows((f"{at - last[0][0]:.2f}", f"{us:.2f}", name) for at, us, name in last)
+        writer = csv.writer(file)
+        writer.writerow(("start_us", "us", "kernel"))
+        writer.writerows((f"{at - last[0][0]:.2f}", f"{us:.2f}", name[:NAME_LENGTH]) for at, us, name in last)
     wall = (steps[-1][0] - steps[0][0]) / (STEPS - 1)
     print(f"{path.stem}: {count} kernels a step, a step every {wall:.0f} us, the GPU idle {idle(last):.0f} us of it")
     sums: dict[str, list[float]] = defaultdict(list)
     for _, us, name in last:
         sums[name].append(us)
     for name, each in sorted(sums.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
-        print(f"{sum(each):8.1f} us in {len(each):4d}  {name[:120]}", flush=True)
+        print(f"{sum(each):8.1f} us in {len(each):4d}  {name[:NAME_LENGTH]}", flush=True)
 
 
 def idle(kernels: list[tuple[float, float, str]]) -> float:

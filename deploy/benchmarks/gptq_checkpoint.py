@@ -10,25 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from squeeze10_kernels.llama import layer_prefix, shape_from_config
+
 GROUP = 128
 QUANTIZATION = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
 SYMMETRIC_ZERO = 0x77777777
 """Eight zero points of 8, which GPTQ stores less one."""
-
-
-def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """`[N, K]` of every linear of a decoder layer by name."""
-    hidden, mlp = config["hidden_size"], config["intermediate_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    return {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (mlp, hidden),
-        "mlp.up_proj": (mlp, hidden),
-        "mlp.down_proj": (hidden, mlp),
-    }
 
 
 def random_linear(N: int, K: int) -> dict[str, torch.Tensor]:
@@ -42,21 +29,31 @@ def random_linear(N: int, K: int) -> dict[str, torch.Tensor]:
     }
 
 
+def random_dense(shape: tuple[int, ...]) -> torch.Tensor:
+    """A table, or a norm's ones."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return 0.02 * torch.randn(shape, device="cuda").bfloat16()
+
+
+def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Write tensors; their names to the file's."""
+    save_file(tensors, path)
+    return dict.fromkeys(tensors, path.name)
+
+
 def write_gptq_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     """config.json, a file for every decoder layer, one for the rest, and their index; on the GPU that is at hand."""
-    vocabulary, hidden = config["vocab_size"], config["hidden_size"]
-    norm, table = torch.ones(hidden).bfloat16(), 0.02 * torch.randn(vocabulary, hidden, device="cuda").bfloat16()
-    files = {"rest": {"model.embed_tokens.weight": table, "lm_head.weight": table.clone(), "model.norm.weight": norm}}
-    where = dict.fromkeys(files["rest"], "rest.safetensors")
-    save_file(files["rest"], directory / "rest.safetensors")
-    for layer in range(config["num_hidden_layers"]):
-        prefix, name = f"model.layers.{layer}", f"layer-{layer}.safetensors"
+    shape = shape_from_config(config)
+    where = write_file(
+        directory / "rest.safetensors", {name: random_dense(size) for name, size in shape.dense_tensors(16).items()}
+    )
+    for layer in range(shape.num_layers):
         tensors = {
-            f"{prefix}.{norm_name}.weight": norm for norm_name in ("input_layernorm", "post_attention_layernorm")
+            f"{layer_prefix(layer)}.{linear}.{suffix}": tensor
+            for linear, size in shape.linears().items()
+            for suffix, tensor in random_linear(*size).items()
         }
-        for linear, shape in linear_shapes(config).items():
-            tensors |= {f"{prefix}.{linear}.{suffix}": value for suffix, value in random_linear(*shape).items()}
-        save_file({key: value.clone() for key, value in tensors.items()}, directory / name)
-        where |= dict.fromkeys(tensors, name)
+        where |= write_file(directory / f"layer-{layer}.safetensors", tensors)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (directory / "config.json").write_text(json.dumps(config | {"quantization_config": QUANTIZATION}))

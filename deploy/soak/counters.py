@@ -2,7 +2,6 @@
 
 import re
 import time
-import urllib.error
 import urllib.request
 from typing import Final
 
@@ -33,12 +32,3 @@ def wait_for_rest(base_url: str, limit_s: float = 60) -> dict[str, float]:
             return busy
         time.sleep(0.5)
     return {}
-
-
-def is_up(base_url: str) -> bool:
-    """Whether the server answers /health, and well."""
-    try:
-        with urllib.request.urlopen(base_url.removesuffix("/v1") + "/health", timeout=30) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

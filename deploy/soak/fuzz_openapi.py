@@ -13,10 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from soak.counters import is_up
 from soak.hostile_requests import ALONE, MAX_ADDRESSES
-from soak.load_server import FLAGS, LOG, MODEL
-from vllm_server import serving
+from soak.load_server import BUSY_LIMIT_S, FLAGS, LOG, MODEL
+from vllm_server import is_healthy, serving
 
 UNTOUCHED = "/scale_elastic_ep"
 """Would stop the server on purpose."""
@@ -43,7 +42,7 @@ def main() -> int:
         command += ["--max-examples", str(options.examples), "--seed", str(options.seed)]
         with tempfile.TemporaryDirectory() as folder:  # schemathesis keeps what it found where it runs
             code = subprocess.run(command, check=False, cwd=folder).returncode
-        alive = is_up(base_url)
+        alive = is_healthy(url, BUSY_LIMIT_S)
     print(f"schemathesis ended with code {code}; the server is {'well' if alive else 'gone'}")
     return int(bool(code) or not alive)
 

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import psutil
 from openai import OpenAI
-from soak.counters import is_up, wait_for_rest
+from soak.counters import wait_for_rest
 from soak.processes import find_server, memory_bytes
 from soak.slope import MIN_SAMPLES, fit_slope
 from soak.streams import Tally, run_streams
-from vllm_server import SERVED_NAME, serving
+from vllm_server import SERVED_NAME, is_healthy, serving
 
 MODEL: Final = Path(__file__).resolve().parents[1] / "models" / "smollm2-135m-sq10"
 FLAGS: Final = (
@@ -40,6 +40,8 @@ MIB: Final = 2**20
 ALLOWANCE: Final = 0.2 * MIB / 60
 """Bytes per second: below what a server loses that keeps one kilobyte of every request, at 4 requests per second."""
 SAMPLE_S: Final = 5.0
+BUSY_LIMIT_S: Final = 30
+"""For /health of a server that still works off what its clients left."""
 
 
 class MemoryWatch(threading.Thread):
@@ -89,7 +91,7 @@ def faults_under_load(base_url: str, seconds: float, **load: int) -> tuple[Tally
         faults.append(f"Requests ended in errors: {tally.errors()}.")
     if not tally.outcomes["finished"] or not any(end.startswith("left") for end in tally.outcomes):
         faults.append(f"The load is none: {dict(tally.outcomes)}.")
-    if not is_up(base_url):
+    if not is_healthy(base_url.removesuffix("/v1"), BUSY_LIMIT_S):
         return tally, [*faults, "The server does not answer any more; its log says why."]
     if busy := wait_for_rest(base_url):
         faults.append(f"The server does not come to rest: {busy}.")

@@ -1,10 +1,11 @@
 """An ablation as Markdown tables, with what contradicts the paper in words, and as plots."""
 
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+
+from squeeze10_quantizer.plotting import can_plot, say_no_plots
 
 PLOT_SIZE: Final = (9, 3.5)
 """Inches."""
@@ -74,11 +75,10 @@ def contradictions_by(table: dict[str, Any], key: str) -> Iterator[str]:
 
 def plot_table(table: dict[str, Any], folder: Path) -> None:
     """Write a table's plot, `table-NUMBER-MASK.svg`; without matplotlib, say that it is missing."""
-    try:
-        figures = import_module("matplotlib.figure")
-    except ImportError:
-        print("No plot: matplotlib is missing; run: pip install 'squeeze10-vllm[bench]'.", file=sys.stderr)
+    if not can_plot():
+        say_no_plots()
         return
+    figures = import_module("matplotlib.figure")
     keys = [key for key in ("perplexity", "layer_error") if key in table["rows"][0]]
     figure = figures.Figure(figsize=PLOT_SIZE, layout="constrained")
     figure.suptitle(f"{table['title']}, mask {table['mask']}")

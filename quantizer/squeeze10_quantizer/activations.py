@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from squeeze10_kernels.llama import INPUT_GROUPS
+from squeeze10_quantizer.decoder import hidden_states_of
 from squeeze10_quantizer.hessian import HessianSum
 from squeeze10_quantizer.hidden_states import finite_samples
 
@@ -87,7 +88,7 @@ def adder(
     """A forward hook of a decoder layer that adds what its linears read, now that its outputs tell what is sound."""
 
     def add(_: nn.Module, __: tuple[torch.Tensor, ...], outputs: Any) -> None:
-        sound = finite_samples(outputs if isinstance(outputs, torch.Tensor) else outputs[0])
+        sound = finite_samples(hidden_states_of(outputs))
         for group, x in inputs.items():
             statistics[group].add(x, sound)
         inputs.clear()

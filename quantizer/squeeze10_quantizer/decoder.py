@@ -108,8 +108,13 @@ def empty_model(path: Path, entries: dict[str, Any], dtype: torch.dtype) -> PreT
 
 def layer_outputs(layer: nn.Module, hidden: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """What a decoder layer makes of `[batch, context, hidden]`, each token seeing those before it."""
-    out = layer(hidden, position_embeddings=rotary)
-    return out if isinstance(out, torch.Tensor) else out[0]
+    return hidden_states_of(layer(hidden, position_embeddings=rotary))
+
+
+def hidden_states_of(out: Any) -> torch.Tensor:
+    """Those in what a decoder layer gives, which is they alone or a tuple that begins with them."""
+    states: torch.Tensor = out if isinstance(out, torch.Tensor) else out[0]
+    return states
 
 
 def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:

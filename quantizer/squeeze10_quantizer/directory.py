@@ -21,6 +21,7 @@ from squeeze10_kernels.checkpoint import INDEX_NAME
 
 MAX_SHARD_SIZE: Final = "2GB"
 SUMS_NAME: Final = "SHA256SUMS"
+REPORT_NAME: Final = "squeeze10_report.json"
 COPIED: Final = (
     "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "*.jinja", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",

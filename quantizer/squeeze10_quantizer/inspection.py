@@ -7,7 +7,7 @@ from typing import Any, Final
 from squeeze10_kernels import BadInput, Checkpoint, open_checkpoint
 from squeeze10_kernels.checkpoint import check_tensors, open_headers, read_json
 from squeeze10_kernels.safetensors_header import METADATA, header_json
-from squeeze10_quantizer.directory import SUMS_NAME, sha256
+from squeeze10_quantizer.directory import REPORT_NAME, SUMS_NAME, sha256
 
 MAX_SUMS_BYTES: Final = 2**20
 
@@ -74,13 +74,18 @@ def stored_bytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def layer_errors(path: Path) -> dict[str, float | None]:
     """Relative output errors from the report, None where they were not measured; empty if there is no report."""
-    report = path / "squeeze10_report.json"
-    if not report.is_file():
-        return {}
-    errors = read_json(report).get("layers", {})
+    errors = read_report(path).get("layers", {})
     if not isinstance(errors, dict) or not all(error is None or type(error) is float for error in errors.values()):
-        raise BadInput(f"{report} must map names of linears to numbers under layers; remove it or fetch it again.")
+        raise BadInput(
+            f"{path / REPORT_NAME} must map names of linears to numbers under layers; remove it or fetch it again."
+        )
     return errors
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What `squeeze10 quantize` wrote of how it made a checkpoint; empty if it is not there."""
+    report = path / REPORT_NAME
+    return read_json(report) if report.is_file() else {}
 
 
 def verify_checkpoint(path: Path) -> int:

@@ -1,6 +1,5 @@
 """`squeeze10 report`: what quantization did to every layer, as one HTML file that needs nothing else."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from squeeze10_kernels import BadInput, Checkpoint, open_checkpoint
-from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.llama import INPUT_GROUPS, layer_prefix
 from squeeze10_kernels.packing import unpack_bits
 from squeeze10_quantizer.activation_ranges import LayerComparison, compare_activations
 from squeeze10_quantizer.calibration import load_calibration
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.directory import refuse_existing, replaced
-from squeeze10_quantizer.inspection import inspect_checkpoint
-from squeeze10_quantizer.report_figures import can_draw
+from squeeze10_quantizer.directory import REPORT_NAME, refuse_existing, replaced
+from squeeze10_quantizer.inspection import inspect_checkpoint, read_report
+from squeeze10_quantizer.plotting import can_plot, say_no_plots
 from squeeze10_quantizer.report_page import FIGURE_3, FIGURE_4, Activations, LayerReport, render
 
 
@@ -56,12 +54,12 @@ def write_layer_report(path: Path, out: Path, against: Against | None) -> None:
     """
     refuse_existing(out)
     checkpoint = open_checkpoint(path)
-    made, layers = read_report(path), range(checkpoint.shape.num_layers)
+    made, layers = read_training(path), range(checkpoint.shape.num_layers)
     shares = {group[0]: torch.stack([channel_shares(checkpoint, i, group) for i in layers]) for group in INPUT_GROUPS}
     report = LayerReport(path.resolve().name, inspect_checkpoint(path), made, checkpoint.shape, shares)
     activations = None if against is None else compare(checkpoint, against)
-    if not can_draw():
-        print("No plots: matplotlib is missing; run: pip install 'squeeze10-vllm[bench]'.", file=sys.stderr)
+    if not can_plot():
+        say_no_plots()
     page = render(report, activations)
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,10 +90,9 @@ def channel_shares(checkpoint: Checkpoint, index: int, group: tuple[str, ...]) -
     return torch.cat(masks).mean(0, dtype=torch.float32)
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """What `squeeze10 quantize` wrote of how it made a checkpoint, as far as it is shown; empty if it is not there."""
-    file = path / "squeeze10_report.json"
-    report = read_json(file) if file.is_file() else {}
+def read_training(path: Path) -> dict[str, Any]:
+    """`read_report`; `BadInput` unless the losses in it can be shown."""
+    file, report = path / REPORT_NAME, read_report(path)
     blocks, divergence = report.get("blocks", []), report.get("divergence")
     if not (isinstance(blocks, list) and all(block is None or is_pair(block) for block in blocks)):
         raise BadInput(

@@ -25,6 +25,7 @@ from squeeze10_quantizer.card import model_card
 from squeeze10_quantizer.curves import Curves
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.directory import (
+    REPORT_NAME,
     LazyTensor,
     copy_companions,
     published,
@@ -43,7 +44,6 @@ from squeeze10_quantizer.state_directory import SPILL_PREFIX
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
-REPORT_NAME = "squeeze10_report.json"
 SHOW_STEPS: Final = 20
 SAVE_SECONDS: Final = 300.0
 """Between two states of a distillation on disk: what a crash may cost."""

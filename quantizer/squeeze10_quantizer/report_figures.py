@@ -35,15 +35,6 @@ INPUTS: Final = {group[0]: ", ".join(name.rpartition(".")[2] for name in group) 
 """The first linear of each input to the names of all that read it."""
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import_module("matplotlib.figure")
-    except ImportError:
-        return False
-    return True
-
-
 def svg(height: float, draw: Callable[[Any], None]) -> str:
     """An SVG element of `height` inches with what `draw` puts on a figure."""
     matplotlib, figures = import_module("matplotlib"), import_module("matplotlib.figure")

@@ -10,6 +10,7 @@ import torch
 from squeeze10_kernels.llama import INPUT_GROUPS, LlamaShape
 from squeeze10_quantizer import report_figures as figures
 from squeeze10_quantizer.activation_ranges import InputRange, LayerComparison
+from squeeze10_quantizer.plotting import can_plot
 
 PAGE: Final = """\
 <!doctype html>
@@ -86,7 +87,7 @@ def render(report: LayerReport, activations: Activations | None) -> str:
 
 def figure(draw: Any, *arguments: Any) -> str:
     """A figure, or what is missing for it."""
-    if figures.can_draw():
+    if can_plot():
         return f"<figure>{draw(*arguments)}</figure>"
     return "<p><em>No plot: matplotlib was missing.</em></p>"
 

@@ -10,6 +10,8 @@ ALTERNATIONS: Final = 4
 SMALLEST_STEP: Final = 1e-8
 """Keeps the division finite for a row whose salient weights are all equal."""
 MIN_CHANNEL_SCALE: Final = 1 / MAX_CHANNEL_SCALE
+COLLINEAR: Final = 1e-5
+"""Smaller eigenvalues of a row's system with unit diagonal are fp32's rounding, not information."""
 
 
 def fit_channel_scales(weight: torch.Tensor) -> torch.Tensor:
@@ -76,6 +78,17 @@ def refit_row_scales(
     weighted = basis @ hessian  # [N, 3, K]
     system = (weighted @ basis.transpose(1, 2)).double()  # [N, 3, 3]
     target = (weighted @ weight[:, :, None]).double()  # [N, 3, 1]
-    # a class without weights leaves the system singular: its scales become 0
-    solution: torch.Tensor = torch.linalg.pinv(system, hermitian=True) @ target
-    return solution[:, :, 0].half()
+    return solve_rows(system, target)[:, :, 0].half()
+
+
+def solve_rows(system: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Least-squares solutions of many 3x3 systems, `[N, 3, 1]` fp64.
+
+    A class without weights, and salient weights that all have one code, leave a system singular: the scales of the
+    first become 0, and s4 and z4 of the second share what one of them could do.
+    """
+    norms = system.diagonal(dim1=1, dim2=2).sqrt()[:, :, None]  # [N, 3, 1]
+    norms = torch.where(norms > 0, norms, 1.0)
+    alike = system / (norms * norms.mT)
+    solution: torch.Tensor = torch.linalg.pinv(alike, rtol=COLLINEAR, hermitian=True) @ (target / norms)
+    return solution / norms

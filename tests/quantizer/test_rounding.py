@@ -70,6 +70,28 @@ def test_refit_is_the_least_squares_solution(elements):
         assert_close(scales[row], solution[:, 0], rms=2e-3)  # fp16
 
 
+@pytest.mark.parametrize("counts", [1, 40], ids=["one_salient_weight", "equal_codes"])
+def test_rows_whose_salient_codes_agree_keep_sane_scales(counts):
+    """s4 and z4 then mean one thing; what fp32 leaves of their difference must not be divided by.
+
+    A row of SmolLM2 with one salient weight came out with 426050 and 2130200 that way, beyond fp16."""
+    N, K = 300, 512
+    x = (torch.randn(2000, K) @ torch.randn(K, K)).double()
+    weight = torch.randn(N, K)
+    salient = torch.rand(N, K).argsort(1) < counts
+    codes = torch.where(salient, 3, torch.randint(0, 2, (N, K))).to(torch.uint8)
+
+    scales = refit_row_scales(weight, codes, salient, (x.T @ x).float()).double()
+
+    assert scales.abs().amax() < 10
+    for row in range(0, N, 50):
+        mask = salient[row].double()
+        basis = torch.stack(((1 - mask) * (2 * codes[row].double() - 1), mask))
+        solution = torch.linalg.lstsq(x @ basis.T, x @ weight[row, :, None].double()).solution[:, 0]
+        found = torch.stack((scales[row, 0], scales[row, 1] * (3 - 8) + scales[row, 2]))
+        assert_close(found, solution, rms=2e-3)  # fp16
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["all_1_bit", "half", "all_4_bit"])
 def test_rounding_finds_a_layer_that_is_on_the_grid(share):
     """Weights that the format can hold exactly come back exactly, up to fp16 scales."""

@@ -118,10 +118,10 @@ LOOP: Final = "our loop"
 LLAMA_CPP: Final = "llama.cpp"
 
 ROWS: Final[dict[str, tuple[str, Callable[[Bench, Path], None]]]] = {
-    "ours-columns": (OURS, partial(ours, ("--mask", "columns"))),
-    "ours-elements": (OURS, partial(ours, ("--mask", "elements"))),
-    "ours-columns-plain": (OURS, partial(ours, ("--mask", "columns", "--no-pbar", "--no-fias"))),
-    "ours-elements-plain": (OURS, partial(ours, ("--mask", "elements", "--no-pbar", "--no-fias"))),
+    "ours-columns": (OURS, partial(ours, ("--mask", "columns", "--pbar", "--fias"))),
+    "ours-elements": (OURS, partial(ours, ("--mask", "elements", "--pbar", "--fias"))),
+    "ours-columns-plain": (OURS, partial(ours, ("--mask", "columns"))),
+    "ours-elements-plain": (OURS, partial(ours, ("--mask", "elements"))),
     **{f"rtn-{bits}": (LOOP, partial(nearest, bits)) for bits in (2, 3, 4)},
     **{f"gptq-{bits}": ("llmcompressor", partial(gptq, bits)) for bits in (2, 3)},
     "pb-llm": (LOOP, pb_llm),

@@ -15,10 +15,12 @@ from commands import squeeze10
 
 FLAGS = (
     *(f"--salient-ratio {ratio}" for ratio in (1.0, 0.8, 0.6, 0.53, 0.4, 0.2)),
-    "--no-pbar",
-    "--no-fias",
+    "--pbar",
+    "--fias",
+    "--fias --pbar",
     "--staged",
-    "--mask elements --no-pbar",
+    "--mask elements",
+    "--mask elements --fias --pbar",
 )
 
 

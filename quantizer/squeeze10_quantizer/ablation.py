@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from squeeze10_quantizer.quantize import run_identity
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.state_directory import SPILL_PREFIX
 from squeeze10_quantizer.stopping import deferred_sigterm
+from squeeze10_quantizer.training import repeatable
 
 RESULTS_NAME: Final = "results.json"
 TABLES_NAME: Final = "tables.md"
@@ -71,7 +73,7 @@ def ablate(
     ablation = Ablation(decoder, variants_of(tables), text.tokens)
     identity = run_identity(decoder, base, choose_format(decoder, base), text, device)
     identity |= {"numbers": list(plan.numbers), "masks": list(plan.masks), "measured": measures.identity}
-    with ablation_state(out, identity) as state:
+    with ablation_state(out, identity) as state, repeatable() if base.tuned else nullcontext():
         quantize_all(ablation, state)
         measure_all(ablation, state, measures, tokenizer)
         results = identity | {"command": command} | collect_results(ablation, state, tables)

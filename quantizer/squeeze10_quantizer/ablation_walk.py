@@ -1,7 +1,7 @@
 """One walk over the decoder layers that quantizes every variant of an ablation.
 
 Variants with FIAS all see the original model's activations: its Hessians are taken once for all of them. A variant
-without FIAS sees those of its own quantized layers, and carries them along.
+without FIAS, and every variant that is tuned, sees those of its own quantized layers, and carries them along.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,11 @@ from squeeze10_kernels import BadInput, QuantizedLinear
 from squeeze10_quantizer.ablation_state import AblationState
 from squeeze10_quantizer.ablation_tables import Variant
 from squeeze10_quantizer.activations import InputStatistics, collect_inputs
+from squeeze10_quantizer.block_tuning import tune_layer
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import GroupQuantizer, InputGroup, Quantized, relative_error
-from squeeze10_quantizer.hidden_states import advance, spilled_embeddings
-from squeeze10_quantizer.pipeline import choose_format, set_weight
+from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
+from squeeze10_quantizer.pipeline import choose_format, has_room, set_weight
 
 Statistics = dict[tuple[str, ...], InputStatistics]
 
@@ -38,9 +39,16 @@ class Ablation:
         return [variant for variant in self.variants if variant.recipe.fias]
 
     @cached_property
-    def on_own(self) -> list[Variant]:
-        """Those that are calibrated on their own."""
-        return [variant for variant in self.variants if not variant.recipe.fias]
+    def with_stream(self) -> list[Variant]:
+        """Those that need the activations of their own quantized layers."""
+        return [variant for variant in self.variants if variant.recipe.tuned or not variant.recipe.fias]
+
+    def embeddings(self, path: Path) -> torch.Tensor:
+        """A stream before the first layer: on disk at `path`, or on a GPU with room when tuning reads it many times."""
+        streams = 1 + len(self.with_stream)
+        if any(variant.recipe.tuned for variant in self.variants) and has_room(self.decoder, self.tokens, streams):
+            return resident_embeddings(self.decoder, self.tokens)
+        return spilled_embeddings(self.decoder, self.tokens, path)
 
     @property
     def layers(self) -> range:
@@ -76,23 +84,31 @@ def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> 
 
     Args:
         spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes for the original
-            model and as many for each variant without FIAS.
+            model and as many for each variant that needs its own.
     """
     if ablation.finished(state):
         yield from ((index, variant) for index in ablation.layers for variant in ablation.variants)
         return
-    decoder, tokens = ablation.decoder, ablation.tokens
-    original = spilled_embeddings(decoder, tokens, spill / "original.bin")
-    own = {variant: spilled_embeddings(decoder, tokens, spill / f"{variant.name}.bin") for variant in ablation.on_own}
+    decoder = ablation.decoder
+    original = ablation.embeddings(spill / "original.bin")
+    own = {variant: ablation.embeddings(spill / f"{variant.name}.bin") for variant in ablation.with_stream}
     for index in ablation.layers:
         layer = decoder.layer(index)
         names = decoder.shape.linears()
         block = LayerWeights(layer, {name: layer.get_parameter(f"{name}.weight").clone() for name in names})
-        hessians = quantize_on_original(ablation, block, index, original, state)
-        yield from ((index, variant) for variant in ablation.on_original)
+        hessians, rounded = quantize_on_original(ablation, block, index, original, state)
+        for variant in ablation.on_original:
+            if variant not in own:
+                if variant in rounded:
+                    state.save(variant, index, rounded.pop(variant))
+                yield index, variant
         for variant, hidden in own.items():
             if not state.finished(variant, index):
-                state.save(variant, index, quantize_on_own(ablation, block, variant, hidden, hessians))
+                linears = rounded.pop(variant, None) or quantize_on_own(ablation, block, variant, hidden, hessians)
+                if variant.recipe.tuned:
+                    block.restore()
+                    linears = tune_variant(ablation, block, variant, linears, (hidden, original), hessians)
+                state.save(variant, index, linears)
             block.set(state.linears(variant, index, decoder.device))
             advance(decoder, layer, hidden)
             yield index, variant
@@ -101,16 +117,17 @@ def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> 
 
 def quantize_on_original(
     ablation: Ablation, block: LayerWeights, index: int, hidden: torch.Tensor, state: AblationState
-) -> dict[tuple[str, ...], torch.Tensor]:
+) -> tuple[dict[tuple[str, ...], torch.Tensor], dict[Variant, dict[str, Quantized]]]:
     """Quantize a layer's variants with FIAS and move the original stream past it.
 
     Returns:
         The Hessian of every input, by which all variants' errors are measured; empty if all of them are finished.
+        What was not finished of the variants with FIAS.
     """
     decoder = ablation.decoder
     if all(state.finished(variant, index) for variant in ablation.variants):
         advance(decoder, block.layer, hidden)
-        return {}
+        return {}, {}
     missing = [variant for variant in ablation.on_original if not state.finished(variant, index)]
     statistics = statistics_of(ablation, block, missing, hidden, store=True)
     hessians = {group: seen.hessian.value() for group, seen in statistics.items()}
@@ -120,9 +137,7 @@ def quantize_on_original(
             quantizer = group_quantizer(block, group, hessians[group], seen, missing[0])
         for variant in missing:
             results[variant] |= quantize_inputs(decoder, quantizer, variant)
-    for variant, linears in results.items():
-        state.save(variant, index, linears)
-    return hessians
+    return hessians, results
 
 
 def quantize_on_own(
@@ -141,6 +156,25 @@ def quantize_on_own(
             # on the original model's inputs, so that all variants' errors compare
             error = relative_error(block.weights[name], result.layer, hessians[group])
             results[name] = replace(result, error=error)
+    return results
+
+
+def tune_variant(
+    ablation: Ablation,
+    block: LayerWeights,
+    variant: Variant,
+    linears: dict[str, Quantized],
+    streams: tuple[torch.Tensor, torch.Tensor],
+    hessians: dict[tuple[str, ...], torch.Tensor],
+) -> dict[str, Quantized]:
+    """Tune a variant's layer; `streams` are its own before the layer and the original one past it."""
+    start = {name: result.layer for name, result in linears.items()}
+    tuned, _ = tune_layer(ablation.decoder, block.layer, start, *streams, variant.recipe, variant.salient_bits)
+    results = {}
+    for group, hessian in hessians.items():
+        for name in group:
+            layer = tuned[name].quantized()
+            results[name] = Quantized(layer, relative_error(block.weights[name], layer, hessian))
     return results
 
 

@@ -20,11 +20,14 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fias",
         action=switch,
-        default=True,
-        help="calibrate on the original model's activations (paper 4.3)",
+        default=False,
+        help="calibrate on the original model's activations (paper 4.3); costs accuracy, see LOG.md",
     )
     command.add_argument(
-        "--pbar", action=switch, default=True, help="count activation ranges in the salience (paper Eq. 8)"
+        "--pbar",
+        action=switch,
+        default=False,
+        help="count activation ranges in the salience (paper Eq. 8); costs accuracy, see LOG.md",
     )
     command.add_argument(
         "--staged",
@@ -85,7 +88,7 @@ def add_tuning(command: argparse.ArgumentParser) -> None:
         help="train codes and scales after rounding: each decoder layer towards the original's outputs (blocks), "
         "then also the whole model towards the original's probabilities (distill)",
     )
-    command.add_argument("--tune-steps", type=int, default=400, help="steps of training for each decoder layer")
+    add_tune_steps(command)
     command.add_argument(
         "--tune-inputs",
         type=float,
@@ -115,6 +118,16 @@ def add_tuning(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="what distillation reads, all of it, as often as needed; default: the calibration text",
+    )
+
+
+def add_tune_steps(command: argparse.ArgumentParser) -> None:
+    """For `--tune blocks`."""
+    command.add_argument(
+        "--tune-steps",
+        type=int,
+        default=400,
+        help="steps of training for each decoder layer at most; it ends before when held-out text stops gaining",
     )
 
 
@@ -212,6 +225,10 @@ def add_ablate(command: argparse.ArgumentParser) -> None:
         default=False,
         help="round first to the width of the salient part, as the paper, in tables 3, 4 and 6; 5 has both",
     )
+    command.add_argument(
+        "--tune", choices=("none", "blocks"), default="none", help="train the codes and scales of every variant, too"
+    )
+    add_tune_steps(command)
     add_calibration(command)
     add_measures(command, "--text-context")
     command.add_argument("--json", action="store_true", help="print one JSON object")

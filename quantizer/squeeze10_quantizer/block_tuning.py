@@ -1,7 +1,7 @@
 """Tuning one decoder layer: its quantized linears together, so that its outputs become the original ones."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from squeeze10_kernels import BadInput, QuantizedLinear
+from squeeze10_kernels.format import SALIENT_BITS
 from squeeze10_kernels.llama import INPUT_GROUPS
 from squeeze10_quantizer.decoder import Decoder, Rotary, layer_outputs
 from squeeze10_quantizer.hidden_states import finite_samples
@@ -25,14 +26,23 @@ RATES: Final = Rates(latent=3e-2, scales=3e-3)
 """The best of a screening on held-out text (LOG.md, 2026-11-23)."""
 HELD_OUT: Final = 16
 """One sample in so many is not trained on, but says whether training helped."""
+CHECKS: Final = 8
+"""So many times in a layer's training the held-out samples are asked, and the best state is kept."""
+PATIENCE: Final = 2
+"""Training ends when so many checks in a row were worse than one before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockLoss:
-    """`Σ |Δy|² / Σ |y|²` over held-out tokens, with y the outputs of a decoder layer."""
+    """`Σ |Δy|² / Σ |y|²` over held-out tokens, with y the outputs of a decoder layer.
+
+    Attributes:
+        steps: After which the layer was at its best, and as it is kept; 0 if training did not help.
+    """
 
     before: float
     after: float
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +87,11 @@ def tune_layer(
     inputs: torch.Tensor,
     targets: torch.Tensor,
     recipe: Recipe,
+    salient_bits: int = SALIENT_BITS,
 ) -> tuple[dict[str, LatentLinear], BlockLoss]:
     """Tune the quantized linears `start` of a decoder layer, which itself stays as it is."""
     task = BlockTask(*finite_pairs(inputs, targets), decoder.rotary_of(inputs.shape[1]))
-    with latent_linears(layer, start) as linears:
+    with latent_linears(layer, start, salient_bits) as linears:
         loss = tune_block(layer, list(linears.values()), task, steps=recipe.tune_steps, seed=recipe.seed)
     return linears, loss
 
@@ -94,10 +105,12 @@ def finite_pairs(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Ten
 
 
 @contextmanager
-def latent_linears(layer: nn.Module, start: dict[str, QuantizedLinear]) -> Iterator[dict[str, LatentLinear]]:
+def latent_linears(
+    layer: nn.Module, start: dict[str, QuantizedLinear], salient_bits: int
+) -> Iterator[dict[str, LatentLinear]]:
     """Put a `LatentLinear` in the place of every linear of a decoder layer, for a while."""
     original = {name: layer.get_submodule(name) for name in start}
-    linears = make_latent(layer, start)
+    linears = make_latent(layer, start, salient_bits)
     try:
         yield linears
     finally:
@@ -105,11 +118,13 @@ def latent_linears(layer: nn.Module, start: dict[str, QuantizedLinear]) -> Itera
             layer.set_submodule(name, module)
 
 
-def make_latent(layer: nn.Module, start: dict[str, QuantizedLinear]) -> dict[str, LatentLinear]:
+def make_latent(
+    layer: nn.Module, start: dict[str, QuantizedLinear], salient_bits: int = SALIENT_BITS
+) -> dict[str, LatentLinear]:
     """Put a `LatentLinear` in the place of every linear of a decoder layer."""
 
     def make(name: str, linear: nn.Linear, factors: nn.Parameter) -> LatentLinear:
-        return LatentLinear(start[name], linear.weight.detach(), linear.bias, factors)
+        return LatentLinear(start[name], linear.weight.detach(), linear.bias, factors, salient_bits)
 
     return put_trained(layer, start, make)
 
@@ -136,24 +151,39 @@ def put_trained(
 
 
 def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *, steps: int, seed: int) -> BlockLoss:
-    """Train the linears of a decoder layer; they end no worse on the held-out samples than they began."""
+    """Train the linears of a decoder layer, which keep the state that is the best on the held-out samples.
+
+    Early in training, while the rates are high, a layer may be worse than at its start and end far better: only
+    checks are compared when it is to be stopped.
+    """
     optimizer = make_optimizer(linears, RATES)
-    start = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
-    before = held_out_loss(layer, task)
+    parameters = parameters_of(optimizer)
+    kept = [p.detach().clone() for p in parameters]
+    power = mean_power(task.targets[: task.held_out])
+    before = best = held_out_error(layer, task) / power
     if not math.isfinite(before):
         raise BadInput("the quantized layer gives NaN or infinity where the original does not; set --tune none.")
-    train(layer, optimizer, task, steps, seed)
-    after = held_out_loss(layer, task)
-    if after < before:
-        return BlockLoss(before, after)
-    with torch.no_grad():
-        for parameter, first in start:
-            parameter.copy_(first)
-    return BlockLoss(before, before)
+    best_step, checked = 0, []
+    for step in train(layer, optimizer, task, steps, seed):
+        checked.append(held_out_error(layer, task) / power)
+        if checked[-1] < best:
+            best, best_step = checked[-1], step
+            copy(parameters, kept)
+        if len(checked) > PATIENCE and min(checked[-PATIENCE:]) > min(checked[:-PATIENCE]):
+            break
+    copy(kept, parameters)
+    return BlockLoss(before, best, best_step)
 
 
-def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> None:
-    """Steps of Adam over the samples that are not held out."""
+@torch.no_grad()
+def copy(parameters: Iterable[torch.Tensor], to: Iterable[torch.Tensor]) -> None:
+    """Values into others' memory."""
+    for value, place in zip(parameters, to, strict=True):
+        place.copy_(value)
+
+
+def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> Iterator[int]:
+    """Steps of Adam over the samples that are not held out; yields how many are done, `CHECKS` times if there are."""
     on_gpu = task.device.type == "cuda"
     loss = compiled_loss() if on_gpu else layer_loss
     power = mean_power(task.targets)
@@ -167,17 +197,19 @@ def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, s
 
     update = Replayed(plain_update, task.device) if on_gpu else plain_update
     choices = orders(len(task.inputs) - task.held_out, task.batch, seed)
+    checks = {steps * check // CHECKS for check in range(1, CHECKS + 1)}
     for step, chosen in enumerate(islice(choices, steps)):
         set_rates(optimizer, step, steps)
         update(task.pairs(chosen + task.held_out))
+        if step + 1 in checks:
+            yield step + 1
 
 
 @torch.no_grad()
-def held_out_loss(layer: nn.Module, task: BlockTask) -> float:
-    """`BlockLoss` of a layer as it is."""
+def held_out_error(layer: nn.Module, task: BlockTask) -> float:
+    """Mean square error of a layer as it is."""
     batches = map(task.pairs, torch.arange(task.held_out).split(task.batch))
-    total = sum(float(layer_loss(layer, x, y, task.rotary)) * len(x) for x, y in batches)
-    return total / task.held_out / mean_power(task.targets[: task.held_out])
+    return sum(float(layer_loss(layer, x, y, task.rotary)) * len(x) for x, y in batches) / task.held_out
 
 
 def mean_power(y: torch.Tensor) -> float:

@@ -240,8 +240,9 @@ def ablate(options: argparse.Namespace) -> None:
     from squeeze10_quantizer.recipe import Recipe
 
     masks: list[Mask] = ["columns", "elements"] if options.mask == "both" else [options.mask]
-    shared = {name: getattr(options, name) for name in ("salient_ratio", "staged", "samples", "context", "seed")}
-    plan = Plan(options.table, masks, Recipe(mask=masks[0], **shared), options.calibration)
+    names = ("salient_ratio", "staged", "samples", "context", "seed", "tune", "tune_steps")
+    base = Recipe(mask=masks[0], **{name: getattr(options, name) for name in names})
+    plan = Plan(options.table, masks, base, options.calibration)
     results = ablate(options.model, options.out, plan, measures, device_of(options.device), command_of(options))
     print(json.dumps(results) if options.json else render(results), end="\n" if options.json else "")
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from squeeze10_kernels import QuantizedLinear
-from squeeze10_kernels.format import MAX_CHANNEL_SCALE, SALIENT_OFFSET
+from squeeze10_kernels.format import MAX_CHANNEL_SCALE, SALIENT_BITS, SALIENT_OFFSET
 from squeeze10_quantizer.scales import MIN_CHANNEL_SCALE
 
 BINARY_REACH: Final = 1.5
@@ -14,7 +14,6 @@ BINARY_REACH: Final = 1.5
 MARGIN: Final = 0.05
 """How far inside its code's interval a latent starts at least, in s1 or s4."""
 LOWEST: Final = -SALIENT_OFFSET
-HIGHEST: Final = 15 - SALIENT_OFFSET
 
 
 class TrainedLinear(nn.Module):
@@ -81,24 +80,34 @@ class LatentLinear(TrainedLinear):
     """Codes come from latents, which count in steps of their row: s1 for 1-bit weights, s4 for 4-bit ones.
 
     Attributes:
-        latent: `[N, K]` fp32; a 1-bit weight's code is its sign, a 4-bit weight's the nearest integer, plus 8.
+        latent: `[N, K]` fp32; a 1-bit weight's code is its sign, a salient weight's the nearest integer, plus 8.
+        highest: Of these integers: 7 for 4 bits, other widths only in ablations.
     """
 
     def __init__(
-        self, start: QuantizedLinear, weight: torch.Tensor, bias: torch.Tensor | None, channel_factors: nn.Parameter
+        self,
+        start: QuantizedLinear,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        channel_factors: nn.Parameter,
+        salient_bits: int = SALIENT_BITS,
     ) -> None:
         super().__init__(start, bias, channel_factors)
         self.latent = nn.Parameter(start_latent(start, weight))
+        self.highest: torch.Tensor  # a tensor, so that another width compiles nothing again
+        self.register_buffer("highest", torch.full_like(self.scales[0, 0], (1 << salient_bits) - 1 - SALIENT_OFFSET))
 
     def steps(self) -> torch.Tensor:
         """Of the codes; gradients pass the rounding as if it were not there."""
         sign = torch.where(self.latent >= 0, 1.0, -1.0)
-        level = self.latent.round().clamp(LOWEST, HIGHEST)
-        return self.latent + (torch.where(self.salient, level, sign) - self.latent).detach()
+        return self.latent + (torch.where(self.salient, self.levels(), sign) - self.latent).detach()
+
+    def levels(self) -> torch.Tensor:
+        """The nearest integers that a salient weight's code can mean."""
+        return self.latent.round().clamp(min=LOWEST).minimum(self.highest)
 
     def stored_codes(self) -> torch.Tensor:
-        levels = self.latent.round().clamp(LOWEST, HIGHEST) + SALIENT_OFFSET
-        return torch.where(self.salient, levels, (self.latent >= 0).float()).to(torch.uint8)
+        return torch.where(self.salient, self.levels() + SALIENT_OFFSET, (self.latent >= 0).float()).to(torch.uint8)
 
 
 class CodedLinear(TrainedLinear):

@@ -117,7 +117,7 @@ def open_streams(job: Job, spill: Path) -> Streams:
     """Hidden states before the first layer: on disk, or on a GPU that has room when tuning reads them many times."""
 
     def embeddings(name: str) -> torch.Tensor:
-        if job.recipe.tuned and has_room(job):
+        if job.recipe.tuned and has_room(job.decoder, job.tokens, streams=2):
             return resident_embeddings(job.decoder, job.tokens)
         return spilled_embeddings(job.decoder, job.tokens, spill / name)
 
@@ -127,9 +127,9 @@ def open_streams(job: Job, spill: Path) -> Streams:
     )
 
 
-def has_room(job: Job) -> bool:
-    """Whether both streams take a small part of the GPU's memory, if there is one."""
-    device, need = job.decoder.device, 2 * 4 * job.tokens.numel() * job.decoder.shape.hidden
+def has_room(decoder: Decoder, tokens: torch.Tensor, streams: int) -> bool:
+    """Whether so many streams take a small part of the GPU's memory, if there is one."""
+    device, need = decoder.device, streams * 4 * tokens.numel() * decoder.shape.hidden
     return device.type == "cuda" and need * RESIDENT_PART <= torch.cuda.get_device_properties(device).total_memory
 
 

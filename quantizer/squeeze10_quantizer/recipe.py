@@ -21,7 +21,8 @@ class Recipe:
         seed: Chooses the calibration windows.
         fias: Calibrate every layer on the original model's activations (4.3); off: on the quantized model's.
         pbar: Add the post-binarization activation range to the salience (Eq. 8); off: Hessian salience only.
-        staged: Start from the weights rounded to 4 bits (4.1); off, since it costs accuracy: LOG.md, 2026-11-22.
+        staged: Start from the weights rounded to 4 bits (4.1). The three are off, since each costs accuracy: LOG.md,
+            2026-11-22 and 24.
         pbar_weight: λ of Eq. 8 (Table 6: 3e-4), for a Hessian averaged over sequences.
         pbar_tokens: Calibration tokens over which output ranges are taken; a range is set by few extremes, and
             the cost is one more product with the weights.
@@ -45,8 +46,8 @@ class Recipe:
     samples: int = 128
     context: int = 2048
     seed: int = 0
-    fias: bool = True
-    pbar: bool = True
+    fias: bool = False
+    pbar: bool = False
     staged: bool = False
     pbar_weight: float = 3e-4
     pbar_tokens: int = 4096

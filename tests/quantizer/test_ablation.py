@@ -26,13 +26,14 @@ from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.uniform import round_uniform
 
 CALIBRATION = ["--samples", "4", "--context", "64", "--device", "cpu"]
+TUNED = ["--tune", "blocks", "--tune-steps", "4"]
 FLAGS = {
-    "all parts": ["--staged"],
-    "without PBAR": ["--staged", "--no-pbar"],
-    "without FIAS": ["--staged", "--no-fias"],
-    "without staging": [],
-    "without PBAR and FIAS": ["--staged", "--no-pbar", "--no-fias"],
-    "without PBAR, FIAS and staging": ["--no-pbar", "--no-fias"],
+    "all parts": ["--staged", "--pbar", "--fias"],
+    "without PBAR": ["--staged", "--fias"],
+    "without FIAS": ["--staged", "--pbar"],
+    "without staging": ["--pbar", "--fias"],
+    "without PBAR and FIAS": ["--staged"],
+    "without PBAR, FIAS and staging": [],
 }
 """Of `squeeze10 quantize`, by the rows of Table 5."""
 
@@ -81,6 +82,35 @@ def test_a_variant_is_what_quantize_makes(tiny_model, text, parts, tmp_path, cap
             stored += 8 * file.get_tensor(name).nbytes
         weights = sum(N * K for N, K in open_checkpoint(out).linears.values())
     assert row["bits"] == stored / weights
+
+
+@pytest.fixture(scope="module")
+def tuned_parts(tiny_model, text, tmp_path_factory):
+    """Table 5, every variant tuned: the directory."""
+    out = tmp_path_factory.mktemp("ablation") / "tuned"
+    assert main(command(tiny_model, out, text, "--table", "5", *TUNED)) == 0
+    return out
+
+
+@pytest.mark.parametrize("label", ["all parts", "without FIAS", "without PBAR, FIAS and staging"])
+def test_a_tuned_variant_is_what_quantize_makes(tiny_model, text, tuned_parts, tmp_path, capsys, label):
+    """Every variant must read its own stream and aim at the original outputs, in a layer with its own weights."""
+    row = next(row for row in results_of(tuned_parts)["tables"][0]["rows"] if row["label"] == label)
+    out = tmp_path / "out"
+    assert main(["quantize", str(tiny_model), str(out), *CALIBRATION, *FLAGS[label], *TUNED]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(out), "--text", str(text), "--context", "50", "--device", "cpu", "--json"]) == 0
+
+    assert row["perplexity"] == json.loads(capsys.readouterr().out)["perplexity"]
+
+
+def test_tuning_uses_every_level_of_a_width(tiny_model, text, tmp_path):
+    """Were the codes of 8 bits still cut at 15, tuning would throw their levels away."""
+    out = tmp_path / "out"
+    assert main(command(tiny_model, out, text, "--table", "3", *TUNED)) == 0
+
+    rows = {row["label"]: row for row in results_of(out)["tables"][0]["rows"]}
+    assert rows["8"]["layer_error"] < rows["4"]["layer_error"] < rows["2"]["layer_error"]
 
 
 def test_errors_are_on_the_original_inputs(tiny_model, parts, tmp_path):
@@ -158,8 +188,8 @@ def test_the_stage_keeps_the_ends_of_a_row_and_has_so_many_levels(bits):
 
 def test_every_row_is_the_variant_that_its_label_names():
     """A label on another row's numbers would turn a finding around."""
-    base = Recipe(mask="elements", staged=True)
-    tables = [make_table(number, base) for number in (3, 4, 5, 6)]
+    tables = [make_table(number, Recipe(mask="elements", staged=True)) for number in (3, 4, 5, 6)]
+    base = Recipe(mask="elements", staged=True, pbar=True, fias=True)
     widths, ratios, _, weights = (table.rows for table in tables)
 
     assert [row.variant for row in widths] == [Variant(base, bits) for bits in range(2, 9)]

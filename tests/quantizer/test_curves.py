@@ -32,7 +32,7 @@ def test_curves_hold_what_the_report_says(tiny_model: Path, tmp_path: Path, monk
     points = events.Scalars("distillation/divergence")
     assert len(points) > 2
     assert [point.step for point in points][:2] == [2, 4]
-    assert all(0 < point.value < 2 * report["divergence"]["before"] for point in points)
+    assert 0 < points[-1].value < points[0].value < 10  # nats a token
 
 
 def test_curves_without_tensorboard_are_refused(

@@ -79,8 +79,8 @@ def report_of(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param([], id="fias"),
-        pytest.param(["--no-fias", "--mask", "elements"], id="no_fias"),
+        pytest.param(["--fias", "--pbar"], id="fias"),
+        pytest.param(["--mask", "elements"], id="no_fias"),
         pytest.param(["--head-bits", "4", "--tune", "blocks", *TUNING], id="tuned_with_tables"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_block_without_a_finite_loss_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Before its steps are spent; a NaN in the report would be refused by every reader."""
-    monkeypatch.setattr(block_tuning, "held_out_loss", lambda *_: math.nan)
+    monkeypatch.setattr(block_tuning, "held_out_error", lambda *_: math.nan)
 
     assert main(command(tiny_model, tmp_path / "out", samples["sound"], "--tune", "blocks", *TUNING)) == BAD_DATA
 

@@ -37,22 +37,22 @@ def test_same_inputs_give_the_same_bytes(tiny_model, tiny_quantized, tmp_path):
     assert digests(again) == digests(tiny_quantized)
 
 
-@pytest.mark.parametrize("switch", ["--no-fias", "--no-pbar", "--staged", "--no-compensate"])
+@pytest.mark.parametrize("switch", ["--fias", "--pbar", "--staged", "--no-compensate"])
 def test_every_switch_changes_the_result(tiny_model, tmp_path, switch):
     """A switch that does nothing would make an ablation a lie."""
     # a large λ, since at the paper's value the ranges rarely change the choice of whole channels
     common = ["--mask", "elements", "--pbar-weight", "0.1", *SMALL]
-    assert main(["quantize", str(tiny_model), str(tmp_path / "full"), *common]) == 0
-    assert main(["quantize", str(tiny_model), str(tmp_path / "without"), *common, switch]) == 0
+    assert main(["quantize", str(tiny_model), str(tmp_path / "plain"), *common]) == 0
+    assert main(["quantize", str(tiny_model), str(tmp_path / "switched"), *common, switch]) == 0
 
-    full, without = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "without"))
-    assert any(not torch.equal(full[name], without[name]) for name in full)
+    plain, switched = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "switched"))
+    assert any(not torch.equal(plain[name], switched[name]) for name in plain)
 
 
 def test_fias_concerns_later_layers_only(tiny_model, tmp_path):
     """The first layer sees the embeddings either way."""
-    assert main(["quantize", str(tiny_model), str(tmp_path / "on"), *SMALL]) == 0
-    assert main(["quantize", str(tiny_model), str(tmp_path / "off"), *SMALL, "--no-fias"]) == 0
+    assert main(["quantize", str(tiny_model), str(tmp_path / "on"), *SMALL, "--fias"]) == 0
+    assert main(["quantize", str(tiny_model), str(tmp_path / "off"), *SMALL]) == 0
 
     on, off = (load_file(tmp_path / name / "model.safetensors") for name in ("on", "off"))
     first = [name for name in on if name.startswith("model.layers.0.")]

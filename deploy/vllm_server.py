@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-BIN: Final = Path(sys.executable).parent
-"""Where this environment's `vllm` is."""
+VLLM: Final = (sys.executable, "-P", "-m", "vllm.entrypoints.cli.main")
+"""This environment's `vllm`, its script installed or not; with -P nothing of the working directory is imported."""
 HOST: Final = "127.0.0.1"
 SERVED_NAME: Final = "model"
 START_LIMIT_S: Final = 900
@@ -34,12 +34,12 @@ def serving(model: Path, log: Path, *flags: str) -> Iterator[str]:
         flags: Further arguments of `vllm serve`.
     """
     port = free_port()
-    command = [str(BIN / "vllm"), "serve", str(model), "--served-model-name", SERVED_NAME]
-    command += ["--host", HOST, "--port", str(port), "--max-model-len", "2048", "--enforce-eager", *flags]
-    print(" ".join(command))
+    words = ["serve", str(model), "--served-model-name", SERVED_NAME, "--host", HOST, "--port", str(port)]
+    words += ["--max-model-len", "2048", "--enforce-eager", *flags]
+    print("vllm", *words)
     with log.open("w") as output:
         server = subprocess.Popen(
-            command,
+            [*VLLM, *words],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

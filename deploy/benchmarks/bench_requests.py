@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from bench_serving import COLUMNS, SIZES, machine, write_model
-from vllm_server import BIN, SERVED_NAME, serving
+from vllm_server import SERVED_NAME, VLLM, serving
 
 TOKENS = 128
 SATURATION = 512
@@ -48,7 +48,7 @@ def measure(url: str, tokenizer: Path, rate: str, seconds: float) -> dict[str, f
     """What `vllm bench serve` says of one rate."""
     prompts = SATURATION if rate == "inf" else max(4, round(float(rate) * seconds))
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(BIN / "vllm"), "bench", "serve", "--backend", "openai", "--base-url", url.removesuffix("/v1")]
+        command = [*VLLM, "bench", "serve", "--backend", "openai", "--base-url", url.removesuffix("/v1")]
         command += ["--model", SERVED_NAME, "--tokenizer", str(tokenizer), "--dataset-name", "random", "--ignore-eos"]
         command += ["--random-input-len", str(TOKENS), "--random-output-len", str(TOKENS), "--disable-tqdm"]
         command += ["--num-prompts", str(prompts), "--request-rate", rate, "--save-result"]

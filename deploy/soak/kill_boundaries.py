@@ -3,7 +3,8 @@
     PYTHONPATH=tests python deploy/soak/kill_boundaries.py [--recipe tuned] [--stride 1]
 
 What lasts: every call of `os` that renames, flushes, makes or removes. The k-th call of a run ends it by SIGKILL, for
-every k and on both sides; the same command must then end with the bytes of an undisturbed run, or find them there.
+every k and on both sides; the same command must then end with the bytes of an undisturbed run, and leave nothing else.
+A run killed after it removed its state's identity has its output, and beside it an empty directory at most.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from kill_runs import RECIPES, Runs, stage
+
+from squeeze10_quantizer.state_directory import LOCK, has_state, state_path
 
 CALLS: Final = ("rename", "replace", "fsync", "mkdir", "rmdir", "unlink")
 SIDES: Final = ("before", "after")
@@ -80,12 +83,21 @@ def kill_at(runs: Runs, number: int, side: str) -> str:
     if code != -signal.SIGKILL:
         raise RuntimeError(f"call {number} was never reached: exit code {code}")
     reached = stage(out)
-    if not out.exists():
+    repeatable = not out.exists() or has_state(out)
+    if repeatable:
         runs.finish(out)
     left = runs.check(out)
-    if left and reached != "published":
+    if left and (repeatable or not is_empty_state(out, left)):
         raise RuntimeError(f"{left} left behind after a kill {side} call {number}")
-    return reached + (", its state left behind" if left else "")
+    if reached == "published" and repeatable:
+        return "published, the state then removed"
+    return reached + (", an empty directory left" if left else "")
+
+
+def is_empty_state(out: Path, left: list[str]) -> bool:
+    """Whether what lies beside an output is its state's directory, with its lock at most."""
+    state = state_path(out)
+    return left == [state.name] and {file.name for file in state.iterdir()} <= {LOCK}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """64 clients of a real server, some of which leave in the middle: does it come to rest, stay right, and stay as large?
 
     PYTHONPATH=tests:deploy:deploy/gate python deploy/soak/load_server.py [--seconds 1800] [--seed 0]
+        [--flags no-enforce-eager gpu-memory-utilization=0.15]
 
 `vllm serve` of the demo model, behind the gate of deploy/gate. Fails, with a sentence, if a request ends in an error,
 the counters of running and waiting requests and of cache use do not return to zero, a greedy answer differs before
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+import torch
 from openai import OpenAI
 from soak.counters import wait_for_rest
 from soak.processes import find_server, memory_bytes
@@ -31,9 +33,9 @@ FLAGS: Final = (
     "squeeze10",
     "--middleware",
     "request_gate.RequestGate",
-    "--no-enable-chunked-prefill",
+    *(() if torch.cuda.is_available() else ("--no-enable-chunked-prefill",)),
 )
-"""Without the last one vLLM's engine dies on a CPU as soon as it cuts a prompt whose request has a seed (FAULTS.md)."""
+"""The last one on CPUs only: without it the engine dies there when it cuts a prompt of a request with a seed."""
 LOG: Final = Path(tempfile.gettempdir(), "squeeze10-soak-server.log")
 """Takes what the server prints."""
 MIB: Final = 2**20
@@ -64,7 +66,7 @@ class MemoryWatch(threading.Thread):
         while not self.over.is_set():
             try:
                 self.sizes.append(memory_bytes(self.server))
-            except (psutil.NoSuchProcess, ProcessLookupError):
+            except psutil.NoSuchProcess:
                 return  # who asks the server finds it dead, and says so
             self.seconds.append(time.monotonic() - start)
             self.over.wait(SAMPLE_S)
@@ -103,6 +105,8 @@ def faults_under_load(base_url: str, seconds: float, **load: int) -> tuple[Tally
 
 def report_memory(watch: MemoryWatch) -> list[str]:
     """Print sizes and slopes; what is wrong with them."""
+    if not any(watch.sizes):
+        return ["Memory was not measured: this system has no /proc/PID/smaps_rollup."]
     names = sorted(set().union(*watch.sizes))
     parts = {name: [float(sizes.get(name, 0)) for sizes in watch.sizes] for name in names}
     parts["all"] = watch.totals()
@@ -132,10 +136,12 @@ def main() -> int:
     parser.add_argument("--words", type=int, default=40, help="of the longest prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--flags", nargs="+", default=[], help="of vllm serve, without their dashes: name=value")
     parser.add_argument("--log", type=Path, default=LOG, help="file that takes what the server prints")
     parser.add_argument("--samples", type=Path, help="a CSV file for the memory's samples")
     options = parser.parse_args()
-    with serving(options.model, options.log, *FLAGS) as base_url:
+    flags = [f"--{flag}" for flag in options.flags]
+    with serving(options.model, options.log, *FLAGS, *flags) as base_url:
         watch = MemoryWatch(base_url)
         watch.start()
         tally, faults = faults_under_load(

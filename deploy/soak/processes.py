@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -35,14 +36,16 @@ def memory_bytes(server: psutil.Process) -> dict[str, int]:
     """Memory of the server and all below it, by process name.
 
     Anonymous and shared memory, proportionally, so that what they share counts once. Not the pages of files: how much
-    of a library is whose depends on what else runs on the machine.
+    of a library is whose depends on what else runs on the machine. A process that has ended has none: Triton's
+    compilers come and go while a server on a GPU works.
     """
     sizes: Counter[str] = Counter()
     for process in (server, *server.children(recursive=True)):
-        text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        parts = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)
-        assert len(parts) == 2, text
-        sizes[process.name()] += 1024 * sum(map(int, parts))
+        with suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            parts = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)
+            assert len(parts) == 2, text
+            sizes[process.name()] += 1024 * sum(map(int, parts))
     return dict(sizes)
 
 

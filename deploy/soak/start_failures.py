@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tiny_checkpoint import build_checkpoint
-from vllm_server import BIN, free_port
+from vllm_server import VLLM, free_port
 
 from squeeze10_kernels import WeightFormat
 
@@ -80,7 +80,7 @@ FAILURES: Final = {
 
 def run_server(path: Path, failure: Failure) -> tuple[int | None, float, list[str]]:
     """Exit code (None: it started, or took too long), seconds, and lines of what it printed."""
-    command = [str(BIN / "vllm"), "serve", str(path), "--host", "127.0.0.1", "--port", str(free_port())]
+    command = [*VLLM, "serve", str(path), "--host", "127.0.0.1", "--port", str(free_port())]
     command += ["--max-model-len", "256", "--enforce-eager", *failure.flags]
     begin = time.monotonic()
     with subprocess.Popen(

@@ -67,7 +67,7 @@ async def ask_until(end: float, client: AsyncOpenAI, chance: random.Random, word
         except openai.APIStatusError as error:
             outcome = f"status {error.status_code}"
         except openai.OpenAIError as error:
-            outcome = type(error).__name__
+            outcome = type(error.__cause__ or error).__name__
         tally.outcomes[outcome] += 1
         if outcome in tally.errors():
             await asyncio.sleep(0.5)

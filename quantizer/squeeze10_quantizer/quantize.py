@@ -37,10 +37,10 @@ from squeeze10_quantizer.directory import (
 )
 from squeeze10_quantizer.distillation import Distillation
 from squeeze10_quantizer.lesson import distilled_layers, make_lesson
-from squeeze10_quantizer.partial import PartialOutput, partial_output
+from squeeze10_quantizer.partial import PartialOutput, partial_output, remove_leftover
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.state_directory import SPILL_PREFIX
+from squeeze10_quantizer.state_directory import SPILL_PREFIX, has_state
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
@@ -62,19 +62,25 @@ def quantize(
 ) -> None:
     """Quantize the model directory `model` into the checkpoint directory `out`, which appears when it is whole.
 
-    An interrupted run is taken up again by the same call.
+    An interrupted run is taken up again by the same call; of one that had published `out`, only the state is removed.
 
     Raises:
-        BadInput: The model, the calibration files or an interrupted run cannot be used.
+        BadInput: The model, the calibration files or an interrupted run cannot be used, or `out` is another's.
         OSError: Reading or writing failed.
     """
-    refuse_existing(out)
+    finished = out.exists() and has_state(out)
+    if not finished:
+        refuse_existing(out)
     decoder = Decoder(model, device)
     weight_format = choose_format(decoder, recipe)
     calibration, distillation = read_text(model, recipe, text)
     report = run_identity(decoder, recipe, weight_format, calibration, device)
     if distillation:
         report |= {"distillation": distillation.source, "distillation_sha256": digest(distillation.tokens)}
+    if finished:
+        remove_leftover(out, report)
+        tqdm.write(f"{out} was already finished; the state that its run left beside it is removed.")
+        return
     with (
         partial_output(out, report, weight_format, decoder.shape) as partial,
         repeatable() if recipe.tuned else nullcontext(),

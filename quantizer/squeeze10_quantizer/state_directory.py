@@ -1,7 +1,8 @@
 """`OUT.partial`, the state of an unfinished run beside its output: for one process at a time, and one set of inputs.
 
 A process that is killed leaves a state that the next one takes up: files appear by a rename, the lock ends with its
-holder, and what the killed one was still writing is removed.
+holder, and what the killed one was still writing is removed. Killed after it published the output, it leaves a state
+that the same command removes.
 """
 
 import json
@@ -52,6 +53,34 @@ class StateDirectory:
         shutil.rmtree(self.path)
 
 
+def state_path(out: Path) -> Path:
+    """Where the state of a run into `out` lies."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def has_state(out: Path) -> bool:
+    """Whether a state lies beside `out` that says whose it is."""
+    return (state_path(out) / IDENTITY).is_file()
+
+
+@contextmanager
+def leftover_state(out: Path, identity: dict[str, Any]) -> Iterator[StateDirectory]:
+    """The state that a run with this identity left beside `out`, which it had published, for this process alone.
+
+    Raises:
+        BadInput: The state is of a run with another identity, or that run is not over.
+    """
+    path = state_path(out)
+    with lock(path / LOCK):
+        found = changes(read_json(path / IDENTITY), identity)
+        if found:
+            raise BadInput(
+                f"{out} exists already and is not overwritten, and {path} is the state of a run with {found}; "
+                "repeat that run's command to be rid of the state, or choose another name."
+            )
+        yield StateDirectory(path)
+
+
 @contextmanager
 def state_directory(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """The directory of a run into `out`, new or of an earlier run with the same identity, for this process alone.
@@ -59,12 +88,12 @@ def state_directory(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     Raises:
         BadInput: An earlier run had another identity, or is not over.
     """
-    path = out.with_name(f"{out.name}.partial")
+    path = state_path(out)
     path.mkdir(parents=True, exist_ok=True)
     with lock(path / LOCK):
         state = path / IDENTITY
         if state.is_file():
-            refuse_difference(path, read_json(state), json.loads(json.dumps(identity)))
+            refuse_difference(path, read_json(state), identity)
         else:
             with replaced(state) as file:
                 write_json(file, identity)
@@ -76,13 +105,19 @@ def state_directory(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
 
 def refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `BadInput` naming what changed since the interrupted run."""
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        found = "; ".join(f"another {key} ({difference(before.get(key), now.get(key))})" for key in changed)
+    found = changes(before, now)
+    if found:
         raise BadInput(
             f"{path} holds an interrupted run with {found}; "
             "repeat that run's command to finish it, or remove the directory to start anew."
         )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How the identity of this run differs from what another wrote as JSON, in words; empty if it does not."""
+    now = json.loads(json.dumps(now))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return "; ".join(f"another {key} ({difference(before.get(key), now.get(key))})" for key in changed)
 
 
 def difference(before: Any, now: Any) -> str:

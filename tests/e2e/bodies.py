@@ -7,7 +7,8 @@ import httpx
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
-LIMIT_S: Final = 30
+LIMIT_S: Final = 60
+"""Far more than any answer here takes: a server that has not answered by then hangs."""
 
 
 def completion(**options: Any) -> tuple[str, bytes]:

@@ -1,6 +1,7 @@
 """A stopped quantization goes on where it stopped, or says why not; OUT appears only when it is whole."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from squeeze10_quantizer import cli, pipeline, quantize
 from squeeze10_quantizer.cli import main
 from squeeze10_quantizer.directory import lock
 from squeeze10_quantizer.partial import partial_output
+from squeeze10_quantizer.state_directory import StateDirectory
 
 
 @pytest.fixture
@@ -155,6 +157,112 @@ def test_a_run_killed_while_it_removes_its_state(tiny_model, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", unlink)
         assert main(["quantize", str(tiny_model), str(out), "--calibration", str(text), *SMALL]) == cli.STOPPED
-    state = out.with_name("out.partial")
-    if list(state.glob("layer-*")):
-        assert (state / "state.json").is_file()
+    state, whole = out.with_name("out.partial"), digests(out)
+    has_identity = (state / "state.json").is_file()
+    assert has_identity == (call < 4)
+    assert has_identity or [file.name for file in state.iterdir()] == ["lock"]
+
+    code = main(["quantize", str(tiny_model), str(out), "--calibration", str(text), *SMALL])
+
+    assert code == (0 if has_identity else cli.BAD_DATA)
+    assert state.exists() != has_identity
+    assert digests(out) == whole
+
+
+@pytest.fixture
+def published(tiny_model, tmp_path, monkeypatch):
+    """A command whose run ended between publishing its output and removing its state."""
+    command = ["quantize", str(tiny_model), str(tmp_path / "out"), *SMALL]
+
+    def stopping(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDirectory, "remove", stopping)
+        assert main(command) == cli.STOPPED
+    return command
+
+
+def test_state_beside_a_whole_output_is_removed_by_the_same_command(published, tmp_path, capsys):
+    """Tens of gigabytes would stay, and whoever repeats a killed command until it succeeds would repeat it for ever."""
+    out, state = tmp_path / "out", tmp_path / "out.partial"
+    assert list(state.glob("layer-*"))
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.iterdir()}
+
+    assert main(published) == 0
+
+    assert f"{out} was already finished; the state" in capsys.readouterr().out
+    assert not state.exists()
+    assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.iterdir()} == before
+
+
+def flip_a_byte(out):
+    weights = out / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def replace_by_another_run(out):
+    shutil.rmtree(out)
+    model = write_tiny_model(out.parent / "other", seed=1)
+    assert main(["quantize", str(model), str(out.with_name("of-other")), *SMALL]) == 0
+    out.with_name("of-other").rename(out)
+
+
+def replace_by_a_file(out):
+    shutil.rmtree(out)
+    out.write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "sentence"),
+    [
+        pytest.param(lambda out: None, ["--damp-ratio", "0.02"], "with another recipe (damp_ratio: 0.01, now 0.02)"),
+        pytest.param(flip_a_byte, [], "model.safetensors differs from its sum in SHA256SUMS"),
+        pytest.param(lambda out: (out / "squeeze10_report.json").unlink(), [], "names 'squeeze10_report.json'"),
+        pytest.param(replace_by_another_run, [], "(another model ('other', now "),
+        pytest.param(replace_by_a_file, [], "is not the whole output of the run whose state is"),
+        pytest.param(
+            lambda out: (out.with_name("out.partial") / "state.json").unlink(), [], "not overwritten; remove it or"
+        ),
+    ],
+    ids=["another_command", "damaged", "incomplete", "output_of_another_run", "a_file", "state_without_identity"],
+)
+def test_nothing_is_removed_beside_an_output_unless_it_is_this_run_s(
+    published, tmp_path, capsys, spoil, more, sentence
+):
+    """Days of work may be in the state, and "finished" said of something else would be believed."""
+    spoil(tmp_path / "out")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    capsys.readouterr()
+
+    assert main([*published, *more]) == cli.BAD_DATA
+
+    said = capsys.readouterr()
+    assert "already finished" not in said.out
+    assert "exists already and is not overwritten" in said.err
+    assert sentence in said.err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_damaged_output_beside_its_state_is_written_again_once_it_is_out_of_the_way(published, tmp_path):
+    """What the refusal advises works: the state has everything that the output needs."""
+    out = tmp_path / "out"
+    whole = digests(out)
+    flip_a_byte(out)
+    assert main(published) == cli.BAD_DATA
+
+    shutil.rmtree(out)
+    assert main(published) == 0
+
+    assert digests(out) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_state_of_a_run_that_removes_it_is_left_to_that_run(published, tmp_path, capsys):
+    """It may still read what it kept."""
+    with lock(tmp_path / "out.partial" / "lock"):
+        assert main(published) == cli.BAD_DATA
+
+    assert "another process" in capsys.readouterr().err
+    assert list((tmp_path / "out.partial").glob("layer-*"))

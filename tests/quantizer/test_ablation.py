@@ -2,27 +2,22 @@
 
 import json
 import sys
-from itertools import pairwise
 
 import pytest
 import torch
-from assertions import assert_close
 from safetensors import safe_open
 from tiny_checkpoint import CONFIG
 from tiny_model import digests
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize, open_checkpoint
+from squeeze10_kernels import WeightFormat, dequantize, open_checkpoint
 from squeeze10_kernels.llama import INPUT_GROUPS, shape_from_config
 from squeeze10_quantizer import ablation, ablation_walk, cli, group
 from squeeze10_quantizer.ablation_report import contradictions
 from squeeze10_quantizer.ablation_tables import Variant, make_table, variants_of
 from squeeze10_quantizer.calibration import load_calibration
 from squeeze10_quantizer.cli import BAD_DATA, main
-from squeeze10_quantizer.group import relative_error
-from squeeze10_quantizer.hessian import inverse
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.rounding import round_rows
 from squeeze10_quantizer.uniform import round_uniform
 
 CALIBRATION = ["--samples", "4", "--context", "64", "--device", "cpu"]
@@ -136,43 +131,6 @@ def test_errors_are_on_the_original_inputs(tiny_model, parts, tmp_path):
 
     row = next(row for row in results_of(parts)["tables"][0]["rows"] if row["label"] == "without FIAS")
     assert row["layer_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-3)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 5, 8])
-def test_another_width_finds_a_layer_on_its_grid(bits):
-    """Were the codes still cut at 15, or the span still of 15 steps, weights on the grid would not come back."""
-    N, K, top = 16, 64, 2**bits - 1
-    salient = torch.zeros(K, dtype=torch.bool)
-    salient[: K // 2] = True
-    codes = torch.where(salient, torch.randint(0, top + 1, (N, K)), torch.randint(0, 2, (N, K))).to(torch.uint8)
-    codes[:, 0], codes[:, 1] = 0, top  # min and max of the row are used
-    scales = torch.tensor([[0.5, 0.125, 0.25]]).half().expand(N, 3).contiguous()
-    layer = QuantizedLinear(codes, salient, scales, torch.ones(K).half())
-    weight = dequantize(layer)
-    x = torch.randn(300, K)
-    hessian = x.T @ x
-
-    found = round_rows(weight, weight, salient, layer.channel_scales, hessian, inverse(hessian, 0.01), bits)
-
-    assert_close(dequantize(found), weight, rms=2e-3)
-    assert torch.equal(found.codes, codes)
-
-
-def test_more_salient_bits_never_hurt_a_layer():
-    """The paper's Table 3 says the opposite, which no rounding to the nearest level can do."""
-    x = torch.randn(400, 64) @ torch.randn(64, 64)
-    weight, hessian = torch.randn(32, 64), x.T @ x
-    salient = torch.arange(64) % 2 == 0
-    inverse_hessian = inverse(hessian, 0.01)
-
-    def error(bits):
-        layer = round_rows(weight, weight, salient, torch.ones(64).half(), hessian, inverse_hessian, bits)
-        return relative_error(weight, layer, hessian)
-
-    errors = [error(bits) for bits in range(2, 9)]
-    # from 6 bits on nearly all that is left is of the 1-bit part
-    assert all(more < 1.01 * fewer for fewer, more in pairwise(errors))
-    assert errors[2] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -1,5 +1,7 @@
 """Compensated rounding against the textbook recursion, and the refit against a least-squares solver."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from assertions import assert_close
@@ -148,3 +150,40 @@ def test_channel_scales_are_normalised_and_bounded():
     assert scales.min() > 0
     assert scales.max() <= 4
     assert float(scales.log().mean().exp()) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+def test_another_width_finds_a_layer_on_its_grid(bits):
+    """Were the codes still cut at 15, or the span still of 15 steps, weights on the grid would not come back."""
+    N, K, top = 16, 64, 2**bits - 1
+    salient = torch.zeros(K, dtype=torch.bool)
+    salient[: K // 2] = True
+    codes = torch.where(salient, torch.randint(0, top + 1, (N, K)), torch.randint(0, 2, (N, K))).to(torch.uint8)
+    codes[:, 0], codes[:, 1] = 0, top  # min and max of the row are used
+    scales = torch.tensor([[0.5, 0.125, 0.25]]).half().expand(N, 3).contiguous()
+    layer = QuantizedLinear(codes, salient, scales, torch.ones(K).half())
+    weight = dequantize(layer)
+    x = torch.randn(300, K)
+    hessian = x.T @ x
+
+    found = round_rows(weight, weight, salient, layer.channel_scales, hessian, inverse(hessian, 0.01), bits)
+
+    assert_close(dequantize(found), weight, rms=2e-3)
+    assert torch.equal(found.codes, codes)
+
+
+def test_more_salient_bits_never_hurt_a_layer():
+    """The paper's Table 3 says the opposite, which no rounding to the nearest level can do."""
+    x = torch.randn(400, 64) @ torch.randn(64, 64)
+    weight, hessian = torch.randn(32, 64), x.T @ x
+    salient = torch.arange(64) % 2 == 0
+    inverse_hessian = inverse(hessian, 0.01)
+
+    def error(bits):
+        layer = round_rows(weight, weight, salient, torch.ones(64).half(), hessian, inverse_hessian, bits)
+        return relative_error(weight, layer, hessian)
+
+    errors = [error(bits) for bits in range(2, 9)]
+    # from 6 bits on nearly all that is left is of the 1-bit part
+    assert all(more < 1.01 * fewer for fewer, more in pairwise(errors))
+    assert errors[2] < 0.9 * errors[0]

@@ -100,10 +100,10 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
         del layer.weight
         for suffix in SUFFIXES:
             replace_parameter(layer, suffix, getattr(source, suffix).data)
-        # for whoever asks for its size or device (LoRA does); there is no such tensor, and its values would spoil all
-        layer.weight = torch.full((1, 1), torch.nan, device=loaded.device, dtype=self.dtype).expand(
-            len(loaded), self.width
-        )
+        # without rows, for whoever asks for its dtype or device, as LoRA; a parameter, since vLLM 0.26 takes nothing
+        # else away before it loads again
+        no_rows = torch.empty((0, self.width), device=loaded.device, dtype=self.dtype)
+        layer.register_parameter("weight", torch.nn.Parameter(no_rows, requires_grad=False))
         if isinstance(layer, ParallelLMHead):
             self.repack(layer)
             if source is not layer:

@@ -38,10 +38,10 @@ def tuned(monkeypatch: pytest.MonkeyPatch):
     ("losses", "kept"),
     [
         pytest.param([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], 80, id="gains_to_the_end"),
-        pytest.param([1, 0.5, 0.4, 0.6, 0.7], 20, id="two_worse_checks_end_it"),
-        pytest.param([1, 0.5, 0.6, 0.4, 0.5, 0.3, 0.4, 0.2, 0.3], 70, id="one_worse_check_does_not"),
+        pytest.param([1, 0.5, 0.4, 0.6, 0.7, 0.5, 0.6], 20, id="four_worse_checks_end_it"),
+        pytest.param([1, 0.5, 0.6, 0.7, 0.8, 0.4, 0.5, 0.2, 0.3], 70, id="three_worse_checks_do_not"),
         pytest.param([1, 5, 4, 3, 2, 1.5, 1.2, 1.1, 0.9], 80, id="worse_than_the_start_until_late"),
-        pytest.param([1, 5, 6, 7], 0, id="never_better"),
+        pytest.param([1, 5, 6, 7, 8, 9], 0, id="never_better"),
         pytest.param([1, float("nan"), float("nan"), float("nan"), *[float("nan")] * 5], 0, id="not_a_number"),
     ],
 )

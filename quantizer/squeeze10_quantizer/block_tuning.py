@@ -31,8 +31,8 @@ CHECKS: Final = 8
 PATIENCE: Final = 4
 """Training ends when so many checks in a row were worse than one before them.
 
-With two it ended in a quarter of SmolLM2's layers, where a few tokens with large outputs make the checks noisy while the
-rates are high (LOG.md, 2026-11-25).
+With two it ended in a quarter of SmolLM2's layers, where a few tokens with large outputs make the checks noisy while
+the rates are high (LOG.md, 2026-11-25).
 """
 
 

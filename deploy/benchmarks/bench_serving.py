@@ -5,17 +5,20 @@
         [--prompt 128] [--profile DIR]
 
 One line for a batch of prompts: the time of 129 output tokens less that of one, over 128; before it the
-memory of the model and the time of a start, in which vLLM compiles what its cache lacks. `--options` are further
-arguments of `vllm.LLM`. `--profile` writes the kernels of one decode step for every batch and times nothing.
+memory of the model and the time of a start, in which vLLM compiles what its cache lacks; its key holds the model's
+path, which is the same in every run of a size. `--options` are further arguments of `vllm.LLM`. `--profile` writes the
+kernels of one decode step for every batch and times nothing.
 """
 
 import argparse
 import csv
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,17 @@ def write_model(directory: Path, size: str, weights: str, head_bits: int, **chan
         config |= {"quantization_config": quantization | {"chunks": 8, "head_bits": head_bits}}
     (directory / "config.json").write_text(json.dumps(config))
     return {"load_format": "dummy"}
+
+
+@contextmanager
+def model_directory(size: str, weights: str, head_bits: int) -> Iterator[Path]:
+    """An empty directory whose path every run of a size shares."""
+    folder = Path(tempfile.gettempdir(), f"bench-serving-{size}-{weights}-{head_bits}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def generate(model: LLM, prompt: int, batch: int, tokens: int) -> None:
@@ -123,11 +137,11 @@ def main() -> None:
     where = machine(arguments.commit)
     what = (arguments.size, arguments.weights, arguments.head_bits, json.dumps(arguments.options), arguments.prompt)
     print(*where, *what, sep=", ", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        loading = write_model(Path(folder), *what[:3])
+    with model_directory(*what[:3]) as folder:
+        loading = write_model(folder, *what[:3])
         start = time.perf_counter()
         settings = {"skip_tokenizer_init": True, "max_model_len": arguments.prompt + 384}
-        model = LLM(folder, **(settings | loading | arguments.options))
+        model = LLM(str(folder), **(settings | loading | arguments.options))
         generate(model, arguments.prompt, 1, 1)
         print(f"first token after {time.perf_counter() - start:.0f} s", flush=True)
         if arguments.profile:

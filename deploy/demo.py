@@ -32,7 +32,7 @@ CHECKPOINT: Final = FOLDER / "smollm2-untuned-sq10"
 TUNED: Final = ROOT / "deploy" / "models" / "smollm2-135m-sq10"
 LOG: Final = FOLDER / "server.log"
 BIN: Final = Path(sys.executable).parent
-"""Where this environment's `squeeze10` and `vllm` are."""
+"""Where this environment's `squeeze10` is."""
 
 
 def main() -> int:

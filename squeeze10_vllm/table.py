@@ -100,10 +100,10 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
         del layer.weight
         for suffix in SUFFIXES:
             replace_parameter(layer, suffix, getattr(source, suffix).data)
-        # without rows, for whoever asks for its dtype or device, as LoRA; a parameter, since vLLM 0.26 takes nothing
-        # else away before it loads again
-        no_rows = torch.empty((0, self.width), device=loaded.device, dtype=self.dtype)
-        layer.register_parameter("weight", torch.nn.Parameter(no_rows, requires_grad=False))
+        # for whoever asks for its dtype or device, as LoRA; its values would spoil all and equal none. A parameter,
+        # since vLLM 0.26 takes nothing else away before it loads again
+        nothing = torch.full((1, self.width), torch.nan, device=loaded.device, dtype=self.dtype)
+        layer.register_parameter("weight", torch.nn.Parameter(nothing, requires_grad=False))
         if isinstance(layer, ParallelLMHead):
             self.repack(layer)
             if source is not layer:

@@ -9,7 +9,7 @@ from tiny_checkpoint import CONFIG, random_dense, write_directory
 
 from squeeze10_kernels.llama import layer_prefix, shape_from_config
 
-SMALL: Final = ["--samples", "4", "--context", "64", "--pbar-tokens", "128", "--device", "cpu"]
+SMALL: Final = ["--samples", "4", "--context", "64", "--device", "cpu"]
 """Calibration for tests: a second on two cores."""
 
 

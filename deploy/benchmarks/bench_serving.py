@@ -5,7 +5,7 @@
         [--prompt 128] [--profile DIR]
 
 One line for a batch of prompts: the time of 129 output tokens less that of one, over 128; before it the
-memory of the model and the time of a start, in which vLLM compiles what its cache lacks; its key holds the model's
+memory of the model and the time of a start, in which vLLM compiles what its cache lacks; vLLM's key holds the model's
 path, which is the same in every run of a size. `--options` are further arguments of `vllm.LLM`. `--profile` writes the
 kernels of one decode step for every batch and times nothing.
 """
@@ -73,6 +73,7 @@ def write_model(directory: Path, size: str, weights: str, head_bits: int, **chan
 def model_directory(size: str, weights: str, head_bits: int) -> Iterator[Path]:
     """An empty directory whose path every run of a size shares."""
     folder = Path(tempfile.gettempdir(), f"bench-serving-{size}-{weights}-{head_bits}")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir()
     try:
         yield folder

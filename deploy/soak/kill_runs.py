@@ -17,7 +17,7 @@ from tiny_model import SMALL, digests, write_tiny_model
 from squeeze10_quantizer import cli, quantize
 
 TUNED: Final = [
-    "--samples", "4", "--context", "16", "--pbar-tokens", "64", "--device", "cpu", "--head-bits", "4",
+    "--samples", "4", "--context", "16", "--pbar", "--fias", "--device", "cpu", "--head-bits", "4",
     "--tune", "distill", "--tune-steps", "4", "--distill-tokens", "8000",
 ]  # fmt: skip
 """With text of 2000 letters: 62 windows of 16 tokens are a step, 8 steps."""

@@ -73,8 +73,9 @@ def ablate(
     ablation = Ablation(decoder, variants_of(tables), text.tokens)
     identity = run_identity(decoder, base, choose_format(decoder, base), text, device)
     identity |= {"numbers": list(plan.numbers), "masks": list(plan.masks), "measured": measures.identity}
-    with ablation_state(out, identity) as state, repeatable() if base.tuned else nullcontext():
-        quantize_all(ablation, state)
+    with ablation_state(out, identity) as state:
+        with repeatable() if base.tuned else nullcontext():
+            quantize_all(ablation, state)
         measure_all(ablation, state, measures, tokenizer)
         results = identity | {"command": command} | collect_results(ablation, state, tables)
         with published(out, state.staging) as folder:

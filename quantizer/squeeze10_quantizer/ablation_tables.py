@@ -95,8 +95,8 @@ PARTS: Final[tuple[tuple[str, tuple[str, ...], float | None], ...]] = (
 
 
 def make_table(number: int, base: Recipe) -> Table:
-    """The paper's table of this number under the mask of `base`, with its PBAR and FIAS; Table 5 sets all parts."""
-    return MAKERS[number](replace(base, pbar=True, fias=True))
+    """The paper's table of this number under the mask of `base`; Table 5 sets all three parts itself."""
+    return MAKERS[number](base)
 
 
 def bits_table(base: Recipe) -> Table:

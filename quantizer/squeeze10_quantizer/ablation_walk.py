@@ -20,6 +20,7 @@ from squeeze10_quantizer.block_tuning import tune_layer
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import GroupQuantizer, InputGroup, Quantized, relative_error
 from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
+from squeeze10_quantizer.lesson import on_device
 from squeeze10_quantizer.pipeline import choose_format, has_room, set_weight
 
 Statistics = dict[tuple[str, ...], InputStatistics]
@@ -97,11 +98,7 @@ def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> 
         names = decoder.shape.linears()
         block = LayerWeights(layer, {name: layer.get_parameter(f"{name}.weight").clone() for name in names})
         hessians, rounded = quantize_on_original(ablation, block, index, original, state)
-        for variant in ablation.on_original:
-            if variant not in own:
-                if variant in rounded:
-                    state.save(variant, index, rounded.pop(variant))
-                yield index, variant
+        yield from ((index, variant) for variant in ablation.on_original if variant not in own)
         for variant, hidden in own.items():
             if not state.finished(variant, index):
                 linears = rounded.pop(variant, None) or quantize_on_own(ablation, block, variant, hidden, hessians)
@@ -122,7 +119,7 @@ def quantize_on_original(
 
     Returns:
         The Hessian of every input, by which all variants' errors are measured; empty if all of them are finished.
-        What was not finished of the variants with FIAS.
+        On the host, what is still to be tuned of the variants with FIAS; the others of them are saved.
     """
     decoder = ablation.decoder
     if all(state.finished(variant, index) for variant in ablation.variants):
@@ -136,7 +133,10 @@ def quantize_on_original(
         if missing:
             quantizer = group_quantizer(block, group, hessians[group], seen, missing[0])
         for variant in missing:
-            results[variant] |= quantize_inputs(decoder, quantizer, variant)
+            linears = quantize_inputs(decoder, quantizer, variant)
+            results[variant] |= moved(linears, torch.device("cpu")) if variant.recipe.tuned else linears
+    for variant in [variant for variant in results if not variant.recipe.tuned]:
+        state.save(variant, index, results.pop(variant))
     return hessians, results
 
 
@@ -168,7 +168,7 @@ def tune_variant(
     hessians: dict[tuple[str, ...], torch.Tensor],
 ) -> dict[str, Quantized]:
     """Tune a variant's layer; `streams` are its own before the layer and the original one past it."""
-    start = {name: result.layer for name, result in linears.items()}
+    start = {name: result.layer for name, result in moved(linears, ablation.decoder.device).items()}
     tuned, _ = tune_layer(ablation.decoder, block.layer, start, *streams, variant.recipe, variant.salient_bits)
     results = {}
     for group, hessian in hessians.items():
@@ -176,6 +176,11 @@ def tune_variant(
             layer = tuned[name].quantized()
             results[name] = Quantized(layer, relative_error(block.weights[name], layer, hessian))
     return results
+
+
+def moved(linears: dict[str, Quantized], device: torch.device) -> dict[str, Quantized]:
+    """Copies on a device: a layer of every variant would not fit a GPU beside one that is tuned."""
+    return {name: replace(result, layer=on_device(result.layer, device)) for name, result in linears.items()}
 
 
 def statistics_of(

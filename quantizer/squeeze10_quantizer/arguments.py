@@ -7,7 +7,12 @@ from pathlib import Path
 def add_quantize(command: argparse.ArgumentParser) -> None:
     """`squeeze10 quantize`; defaults stand in `Recipe`."""
     command.add_argument("model", type=Path, metavar="MODEL", help="LLaMA-family Hugging Face directory (safetensors)")
-    command.add_argument("out", type=Path, metavar="OUT", help="checkpoint directory to write; must not exist")
+    command.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="checkpoint directory to write; must not exist",
+    )
     command.add_argument(
         "--mask",
         choices=("columns", "elements"),
@@ -36,8 +41,8 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
         help="round to 4 bits first (paper 4.1); costs accuracy, see LOG.md",
     )
     command.add_argument("--compensate", action=switch, default=True, help="compensate rounding errors (GPTQ)")
-    command.add_argument("--pbar-weight", type=float, default=3e-4, help="λ of Eq. 8")
-    command.add_argument("--pbar-tokens", type=int, default=4096, help="tokens over which output ranges are taken")
+    command.add_argument("--pbar-weight", type=float, default=3e-4, help="with --pbar: λ of Eq. 8")
+    command.add_argument("--pbar-tokens", type=int, default=4096, help="with --pbar: tokens that give the ranges")
     command.add_argument("--damp-ratio", type=float, default=0.01, help="damping, share of the mean diagonal")
     command.add_argument(
         "--chunks",
@@ -122,7 +127,7 @@ def add_tuning(command: argparse.ArgumentParser) -> None:
 
 
 def add_tune_steps(command: argparse.ArgumentParser) -> None:
-    """For `--tune blocks`."""
+    """For `--tune blocks` and `distill`."""
     command.add_argument(
         "--tune-steps",
         type=int,
@@ -226,7 +231,11 @@ def add_ablate(command: argparse.ArgumentParser) -> None:
         help="round first to the width of the salient part, as the paper, in tables 3, 4 and 6; 5 has both",
     )
     command.add_argument(
-        "--tune", choices=("none", "blocks"), default="none", help="train the codes and scales of every variant, too"
+        "--tune",
+        choices=("none", "blocks"),
+        default="none",
+        help="train the codes and scales of every variant, too, each of which then takes samples x context x hidden "
+        "x 4 bytes on disk, or on a GPU with room",
     )
     add_tune_steps(command)
     add_calibration(command)

@@ -29,7 +29,7 @@ HELD_OUT: Final = 16
 CHECKS: Final = 8
 """So many times in a layer's training the held-out samples are asked, and the best state is kept."""
 PATIENCE: Final = 4
-"""Training ends when so many checks in a row were worse than one before them.
+"""Training ends when so many checks in a row were worse than the best before them.
 
 With two it ended in a quarter of SmolLM2's layers, where a few tokens with large outputs make the checks noisy while
 the rates are high (LOG.md, 2026-11-25).
@@ -41,7 +41,7 @@ class BlockLoss:
     """`Σ |Δy|² / Σ |y|²` over held-out tokens, with y the outputs of a decoder layer.
 
     Attributes:
-        steps: After which the layer was at its best, and as it is kept; 0 if training did not help.
+        steps: Done when the layer was at its best, the state that is kept; 0 if training did not help.
     """
 
     before: float
@@ -173,6 +173,8 @@ def tune_block(layer: nn.Module, linears: list[LatentLinear], task: BlockTask, *
         if checked[-1] < best:
             best, best_step = checked[-1], step
             copy(parameters, kept)
+        if not math.isfinite(checked[-1]):
+            break
         if len(checked) > PATIENCE and min(checked[-PATIENCE:]) > min(checked[:-PATIENCE]):
             break
     copy(kept, parameters)
@@ -187,7 +189,7 @@ def copy(parameters: Iterable[torch.Tensor], to: Iterable[torch.Tensor]) -> None
 
 
 def train(layer: nn.Module, optimizer: torch.optim.Optimizer, task: BlockTask, steps: int, seed: int) -> Iterator[int]:
-    """Steps of Adam over the samples that are not held out; yields how many are done, `CHECKS` times if there are."""
+    """Steps of Adam over the samples that are not held out; yields how many are done, `CHECKS` times."""
     on_gpu = task.device.type == "cuda"
     loss = compiled_loss() if on_gpu else layer_loss
     power = mean_power(task.targets)

@@ -46,7 +46,7 @@ def tuning(report: dict[str, Any]) -> str:
     recipe = report["recipe"]
     if recipe["tune"] == "none":
         return ""
-    blocks = f"\nTuned: every decoder layer for {recipe['tune_steps']} steps"
+    blocks = f"\nTuned: every decoder layer for at most {recipe['tune_steps']} steps"
     if recipe["tune"] == "blocks":
         return f"{blocks}."
     divergence = report["divergence"]

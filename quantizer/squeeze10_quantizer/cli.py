@@ -241,7 +241,7 @@ def ablate(options: argparse.Namespace) -> None:
 
     masks: list[Mask] = ["columns", "elements"] if options.mask == "both" else [options.mask]
     names = ("salient_ratio", "staged", "samples", "context", "seed", "tune", "tune_steps")
-    base = Recipe(mask=masks[0], **{name: getattr(options, name) for name in names})
+    base = Recipe(mask=masks[0], pbar=True, fias=True, **{name: getattr(options, name) for name in names})
     plan = Plan(options.table, masks, base, options.calibration)
     results = ablate(options.model, options.out, plan, measures, device_of(options.device), command_of(options))
     print(json.dumps(results) if options.json else render(results), end="\n" if options.json else "")

@@ -105,7 +105,7 @@ class PartialOutput(StateDirectory):
         return errors
 
     def loss(self, index: int) -> dict[str, float] | None:
-        """The loss of a finished layer before and after tuning; None if it was not tuned."""
+        """The `BlockLoss` of a finished layer, as plain values; None if it was not tuned."""
         loss: dict[str, float] | None = self.note(index, "loss", "layer")
         return loss
 

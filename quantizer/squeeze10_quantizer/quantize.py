@@ -203,8 +203,13 @@ def run_identity(
         "calibration": calibration.source,
         "calibration_sha256": digest(calibration.tokens),
         "versions": {name: version(name) for name in ("squeeze10-vllm", "torch", "transformers")},
-        "machine": f"{platform.machine()}, {device.type}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {device_name(device)}, {torch.get_num_threads()} threads",
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What computes: on another GPU the same run gives other bytes."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def digest(tokens: torch.Tensor) -> str:
@@ -234,7 +239,7 @@ def calibration_report(job: Job, partial: PartialOutput) -> dict[str, Any]:
 
 
 def block_report(decoder: Decoder, partial: PartialOutput) -> list[dict[str, float] | None]:
-    """Loss of every decoder layer before and after tuning it by itself."""
+    """Loss of every decoder layer before and after tuning it by itself, and the steps that were kept."""
     return [partial.loss(index) for index in range(decoder.shape.num_layers)]
 
 

@@ -30,7 +30,7 @@ class Recipe:
         damp_ratio: Share of the mean diagonal added to the Hessian before it is inverted (GPTQ).
         tune: What is trained after rounding: nothing; every decoder layer towards its original outputs (`blocks`);
             that and then the whole model towards the original's probabilities (`distill`).
-        tune_steps: Steps of training for each decoder layer.
+        tune_steps: Steps of training for each decoder layer, at most.
         tune_inputs: What a layer reads meanwhile: 1, what it will read in the quantized model (as GPTAQ); 0, the
             original activations (as FIAS); between, a mixture.
         distill_tokens: Tokens of training for the whole model.

@@ -13,7 +13,7 @@ from squeeze10_quantizer import directory
 from squeeze10_quantizer.cli import BAD_DATA, IO_ERROR, main
 from squeeze10_quantizer.directory import lock
 
-CALIBRATION = ["--samples", "1", "--context", "16", "--pbar-tokens", "16", "--device", "cpu"]
+CALIBRATION = ["--samples", "1", "--context", "16", "--device", "cpu"]
 """8 KiB of activations: less than a layer of the tiny model."""
 
 

@@ -37,6 +37,20 @@ def test_training_starts_from_the_codes_whatever_the_weights(layer: QuantizedLin
     torch.testing.assert_close(linear.weight(), dequantize(layer))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_codes_use_all_levels_of_their_width_and_no_more(bits: int) -> None:
+    """Only 4 bits are stored; other widths are ablations, which must not borrow levels."""
+    layer = random_layer(24, 64, 16)
+    linear = LatentLinear(layer, dequantize(layer), None, nn.Parameter(torch.ones(64)), bits)
+    with torch.no_grad():
+        linear.latent += 300 * torch.randn_like(linear.latent)
+
+    codes = linear.stored_codes()
+
+    assert codes[:, layer.salient].aminmax() == (0, 2**bits - 1)
+    assert codes[:, ~layer.salient].aminmax() == (0, 1)
+
+
 def test_what_is_trained_is_what_is_stored() -> None:
     """After steps far enough to change codes and scales: the forward pass and the stored layer agree."""
     layer = random_layer(24, 64, 16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import build_checkpoint
-from tiny_model import write_tiny_model
+from tiny_model import SMALL, write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from squeeze10_kernels import WeightFormat, open_checkpoint
@@ -119,16 +119,17 @@ def test_activations_are_those_of_two_whole_models(tiny_model, unlike, monkeypat
         assert torch.allclose(kept, seen["model.layers.1.self_attn.k_proj"][1][:64], atol=1e-4)
 
 
-def test_errors_without_quantized_inputs_are_those_of_quantization(
-    tiny_model, tiny_quantized, tmp_path, capsys, monkeypatch
-):
+@pytest.mark.parametrize("mask", ["columns", "elements"])
+def test_errors_without_quantized_inputs_are_those_of_quantization(tiny_model, mask, tmp_path, capsys, monkeypatch):
     """On the same tokens and with FIAS both measure the same; every number in its layer's and linear's cell."""
+    checkpoint = tmp_path / "sq10"
+    assert main(["quantize", str(tiny_model), str(checkpoint), "--mask", mask, "--fias", *SMALL]) == 0
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # figures take long
     fixture = ["--samples", "4", "--context", "64", "--device", "cpu"]
-    page = Page(written(capsys, tmp_path / "page.html", tiny_quantized, "--against", tiny_model, *fixture))
+    page = Page(written(capsys, tmp_path / "page.html", checkpoint, "--against", tiny_model, *fixture))
     reported, same, own = page.heat_maps()
 
-    errors = json.loads((tiny_quantized / "squeeze10_report.json").read_text())["layers"]
+    errors = json.loads((checkpoint / "squeeze10_report.json").read_text())["layers"]
     assert len(errors) == len(reported) == 14
     for name, error in errors.items():
         _, _, index, *_, linear = name.split(".")

@@ -49,7 +49,7 @@ def letters(seed: int, count: int) -> str:
 
 
 def command(model: Path, out: Path, tune: str, *more: str) -> list[str]:
-    small = ["--samples", "32", "--context", "64", "--pbar-tokens", "128", "--device", "cpu", "--tune-steps", "10"]
+    small = ["--samples", "32", "--context", "64", "--device", "cpu", "--tune-steps", "10"]
     text = ["--calibration", "letters.txt", "--distill-tokens", "10000"]
     return ["quantize", str(model), str(out), *small, *text, "--tune", tune, *more]
 

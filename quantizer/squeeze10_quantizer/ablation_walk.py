@@ -6,7 +6,7 @@ without FIAS, and every variant that is tuned, sees those of its own quantized l
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from squeeze10_quantizer.activations import InputStatistics, collect_inputs
 from squeeze10_quantizer.block_tuning import tune_layer
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import GroupQuantizer, InputGroup, Quantized, relative_error
-from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
+from squeeze10_quantizer.hidden_states import advance, open_stream
 from squeeze10_quantizer.lesson import on_device
-from squeeze10_quantizer.pipeline import choose_format, has_room, set_weight
+from squeeze10_quantizer.pipeline import choose_format, measure_tuned, set_weight
 
 Statistics = dict[tuple[str, ...], InputStatistics]
 
@@ -43,13 +43,6 @@ class Ablation:
     def with_stream(self) -> list[Variant]:
         """Those that need the activations of their own quantized layers."""
         return [variant for variant in self.variants if variant.recipe.tuned or not variant.recipe.fias]
-
-    def embeddings(self, path: Path) -> torch.Tensor:
-        """A stream before the first layer: on disk at `path`, or on a GPU with room when tuning reads it many times."""
-        streams = 1 + len(self.with_stream)
-        if any(variant.recipe.tuned for variant in self.variants) and has_room(self.decoder, self.tokens, streams):
-            return resident_embeddings(self.decoder, self.tokens)
-        return spilled_embeddings(self.decoder, self.tokens, path)
 
     @property
     def layers(self) -> range:
@@ -91,8 +84,11 @@ def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> 
         yield from ((index, variant) for index in ablation.layers for variant in ablation.variants)
         return
     decoder = ablation.decoder
-    original = ablation.embeddings(spill / "original.bin")
-    own = {variant: ablation.embeddings(spill / f"{variant.name}.bin") for variant in ablation.with_stream}
+    streams = 1 + len(ablation.with_stream)
+    tuned = any(variant.recipe.tuned for variant in ablation.variants)
+    embeddings = partial(open_stream, decoder, ablation.tokens, reread=streams if tuned else 0)
+    original = embeddings(spill / "original.bin")
+    own = {variant: embeddings(spill / f"{variant.name}.bin") for variant in ablation.with_stream}
     for index in ablation.layers:
         layer = decoder.layer(index)
         names = decoder.shape.linears()
@@ -101,9 +97,9 @@ def quantize_variants(ablation: Ablation, state: AblationState, spill: Path) -> 
         yield from ((index, variant) for variant in ablation.on_original if variant not in own)
         for variant, hidden in own.items():
             if not state.finished(variant, index):
+                block.restore()
                 linears = rounded.pop(variant, None) or quantize_on_own(ablation, block, variant, hidden, hessians)
                 if variant.recipe.tuned:
-                    block.restore()
                     linears = tune_variant(ablation, block, variant, linears, (hidden, original), hessians)
                 state.save(variant, index, linears)
             block.set(state.linears(variant, index, decoder.device))
@@ -147,8 +143,7 @@ def quantize_on_own(
     hidden: torch.Tensor,
     hessians: dict[tuple[str, ...], torch.Tensor],
 ) -> dict[str, Quantized]:
-    """Quantize a layer of a variant without FIAS; its stream stays before the layer."""
-    block.restore()
+    """Quantize a layer of a variant without FIAS; its stream stays before the layer, which has its own weights."""
     results: dict[str, Quantized] = {}
     for group, seen in statistics_of(ablation, block, [variant], hidden, store=False).items():
         quantizer = group_quantizer(block, group, seen.hessian.value(), seen, variant)
@@ -168,14 +163,10 @@ def tune_variant(
     hessians: dict[tuple[str, ...], torch.Tensor],
 ) -> dict[str, Quantized]:
     """Tune a variant's layer; `streams` are its own before the layer and the original one past it."""
-    start = {name: result.layer for name, result in moved(linears, ablation.decoder.device).items()}
+    linears = moved(linears, ablation.decoder.device)
+    start = {name: result.layer for name, result in linears.items()}
     tuned, _ = tune_layer(ablation.decoder, block.layer, start, *streams, variant.recipe, variant.salient_bits)
-    results = {}
-    for group, hessian in hessians.items():
-        for name in group:
-            layer = tuned[name].quantized()
-            results[name] = Quantized(layer, relative_error(block.weights[name], layer, hessian))
-    return results
+    return measure_tuned(block.layer, linears, tuned, hessians)
 
 
 def moved(linears: dict[str, Quantized], device: torch.device) -> dict[str, Quantized]:

@@ -7,8 +7,9 @@ that it will have.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,13 +20,11 @@ from squeeze10_quantizer.activations import InputStatistics, collect_inputs
 from squeeze10_quantizer.block_tuning import BlockLoss, tune_layer
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.group import InputGroup, Quantized, quantize_group, relative_error
-from squeeze10_quantizer.hidden_states import advance, resident_embeddings, spilled_embeddings
+from squeeze10_quantizer.hidden_states import advance, open_stream
+from squeeze10_quantizer.latent import LatentLinear
 from squeeze10_quantizer.layer_result import LayerResult
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.tables import quantize_tables
-
-RESIDENT_PART: Final = 8
-"""One part in so many of a GPU's memory may hold the streams: a layer of LLaMA2-7B in training takes 17 of 24 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +113,13 @@ def quantize_head(job: Job, streams: Streams) -> LayerResult:
 
 
 def open_streams(job: Job, spill: Path) -> Streams:
-    """Hidden states before the first layer: on disk, or on a GPU that has room when tuning reads them many times."""
-
-    def embeddings(name: str) -> torch.Tensor:
-        if job.recipe.tuned and has_room(job.decoder, job.tokens, streams=2):
-            return resident_embeddings(job.decoder, job.tokens)
-        return spilled_embeddings(job.decoder, job.tokens, spill / name)
-
+    """Hidden states before the first layer; tuning needs both streams."""
+    recipe = job.recipe
+    embeddings = partial(open_stream, job.decoder, job.tokens, reread=2 if recipe.tuned else 0)
     return Streams(
-        embeddings("original.bin") if job.recipe.fias or job.recipe.tuned else None,
-        embeddings("quantized.bin") if not job.recipe.fias or job.recipe.tuned else None,
+        embeddings(spill / "original.bin") if recipe.fias or recipe.tuned else None,
+        embeddings(spill / "quantized.bin") if not recipe.fias or recipe.tuned else None,
     )
-
-
-def has_room(decoder: Decoder, tokens: torch.Tensor, streams: int) -> bool:
-    """Whether so many streams take a small part of the GPU's memory, if there is one."""
-    device, need = decoder.device, streams * 4 * tokens.numel() * decoder.shape.hidden
-    return device.type == "cuda" and need * RESIDENT_PART <= torch.cuda.get_device_properties(device).total_memory
 
 
 def pass_over(job: Job, layer: nn.Module, linears: dict[str, QuantizedLinear], streams: Streams) -> None:
@@ -201,15 +190,26 @@ def tune(
         advance(job.decoder, layer, streams.original)
     start = {name: result.layer for name, result in results.items()}
     tuned, loss = tune_layer(job.decoder, layer, start, inputs, streams.original, job.recipe)
+    hessians = {group: seen.hessian.value() for group, seen in statistics.items()}
+    after = measure_tuned(layer, results, tuned, hessians)
+    goes_on = tuned if job.recipe.tune == "distill" and job.recipe.distill_codes else {}
+    return after, loss, {name: linear.latent.detach() for name, linear in goes_on.items()}
+
+
+def measure_tuned(
+    layer: nn.Module,
+    results: dict[str, Quantized],
+    tuned: dict[str, LatentLinear],
+    hessians: dict[tuple[str, ...], torch.Tensor],
+) -> dict[str, Quantized]:
+    """What tuning made of a layer's linears, with their errors; `layer` has its original weights."""
     after: dict[str, Quantized] = {}
-    for group, seen in statistics.items():
-        hessian = seen.hessian.value()
+    for group, hessian in hessians.items():
         for name in group:
             linear = tuned[name].quantized()
             error = relative_error(layer.get_parameter(f"{name}.weight"), linear, hessian)
             after[name] = replace(results[name], layer=linear, error=error)
-    goes_on = tuned if job.recipe.tune == "distill" and job.recipe.distill_codes else {}
-    return after, loss, {name: linear.latent.detach() for name, linear in goes_on.items()}
+    return after
 
 
 def quantize_inputs(

@@ -7,7 +7,7 @@ import httpx
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
-LIMIT_S: Final = 60
+LIMIT_S: Final = 30
 """Far more than any answer here takes: a server that has not answered by then hangs."""
 
 

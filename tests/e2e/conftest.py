@@ -42,7 +42,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = request.getfixturevalue(f"{name}_model")
     folder = tmp_path_factory.mktemp(f"{name}-{mask}")
     out, plain, log = folder / "sq10", folder / "plain", folder / "server.log"
-    flags = ["--mask", mask, "--samples", "16", "--context", "256", "--device", "cpu"]
+    # FIAS: the model that the bounds of these tests were set on
+    flags = ["--mask", mask, "--samples", "16", "--context", "256", "--fias", "--device", "cpu"]
     assert main(["quantize", str(model), str(out), *flags]) == 0
     assert main(["dequantize", str(out), str(plain)]) == 0
     length = ["--max-model-len", "256"] if name == "tiny" else []

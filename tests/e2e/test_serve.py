@@ -102,10 +102,7 @@ def test_chat_and_its_stream_say_the_same(served: Served) -> None:
 
 
 def test_16_concurrent_requests_are_answered_as_alone(served: Served) -> None:
-    """A batch mixes prefill and decode; log-probabilities of the prompts must not depend on the company.
-
-    But for bf16's rounding, which in other batches has made 0.11 nats a token; another prompt's are 3 away.
-    """
+    """A batch mixes prefill and decode; log-probabilities of the prompts must not depend on the company."""
     prompts = [f"{number}. {PROMPTS[number % len(PROMPTS)]}" for number in range(16)]
 
     def prompt_logprobs(prompt: str) -> torch.Tensor:
@@ -118,7 +115,7 @@ def test_16_concurrent_requests_are_answered_as_alone(served: Served) -> None:
 
     assert len(together) == 16
     for one, other in zip(alone, together, strict=False):
-        assert float((one - other).abs().mean()) < 0.3
+        assert float((one - other).abs().mean()) < 0.1
 
 
 def test_a_killed_engine_takes_the_server_with_it_and_clients_hear_of_it(served: Served) -> None:

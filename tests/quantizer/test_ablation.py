@@ -50,6 +50,13 @@ def results_of(out):
     return json.loads((out / "results.json").read_text())
 
 
+def perplexity_of(checkpoint, text, capsys):
+    """By `squeeze10 eval`, on the windows of `command`."""
+    capsys.readouterr()
+    assert main(["eval", str(checkpoint), "--text", str(text), "--context", "50", "--device", "cpu", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["perplexity"]
+
+
 @pytest.fixture(scope="module")
 def parts(tiny_model, text, tmp_path_factory):
     """Table 5 under both masks: the directory."""
@@ -66,10 +73,8 @@ def test_a_variant_is_what_quantize_makes(tiny_model, text, parts, tmp_path, cap
     row = next(row for row in table["rows"] if row["label"] == label)
     out = tmp_path / "out"
     assert main(["quantize", str(tiny_model), str(out), "--mask", mask, *CALIBRATION, *FLAGS[label]]) == 0
-    capsys.readouterr()
-    assert main(["eval", str(out), "--text", str(text), "--context", "50", "--device", "cpu", "--json"]) == 0
 
-    assert row["perplexity"] == json.loads(capsys.readouterr().out)["perplexity"]
+    assert row["perplexity"] == perplexity_of(out, text, capsys)
 
     stored = weights = 0
     with safe_open(out / "model.safetensors", framework="pt") as file:
@@ -93,10 +98,8 @@ def test_a_tuned_variant_is_what_quantize_makes(tiny_model, text, tuned_parts, t
     row = next(row for row in results_of(tuned_parts)["tables"][0]["rows"] if row["label"] == label)
     out = tmp_path / "out"
     assert main(["quantize", str(tiny_model), str(out), *CALIBRATION, *FLAGS[label], *TUNED]) == 0
-    capsys.readouterr()
-    assert main(["eval", str(out), "--text", str(text), "--context", "50", "--device", "cpu", "--json"]) == 0
 
-    assert row["perplexity"] == json.loads(capsys.readouterr().out)["perplexity"]
+    assert row["perplexity"] == perplexity_of(out, text, capsys)
     if "--fias" in FLAGS[label]:  # both measure on the original inputs
         errors = json.loads((out / "squeeze10_report.json").read_text())["layers"].values()
         assert row["layer_error"] == pytest.approx(sum(errors) / len(errors))

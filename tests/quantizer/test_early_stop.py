@@ -1,5 +1,6 @@
 """A layer's training against held-out samples: when it ends, and which state is kept."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,8 @@ STEPS = 80
 def tuned(monkeypatch: pytest.MonkeyPatch):
     """Trains a stand-in whose only weight counts the steps, with these held-out losses; the loss and the weight."""
 
-    def run(losses: list[float]) -> tuple[BlockLoss, float]:
-        weight, left = nn.Parameter(torch.zeros(1)), iter(losses)
+    def run(left: Iterator[float]) -> tuple[BlockLoss, float]:
+        weight = nn.Parameter(torch.zeros(1))
         monkeypatch.setattr(block_tuning, "make_optimizer", lambda *_: None)
         monkeypatch.setattr(block_tuning, "parameters_of", lambda _: [weight])
         monkeypatch.setattr(block_tuning, "held_out_error", lambda *_: next(left))

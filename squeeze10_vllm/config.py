@@ -1,6 +1,8 @@
 """Squeeze10Config: what vLLM asks about a squeeze10 checkpoint, and which layers are quantized."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +94,8 @@ class Squeeze10Config(QuantizationConfig):
             )
         directory = Path(model_name)
         if any(next(directory.glob(name), None) for name in ("*.safetensors", INDEX_NAME, *PICKLED)):
-            open_checkpoint(directory)
+            with one_thread():
+                open_checkpoint(directory)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """Our methods for the quantized linears of decoder layers and quantized tables, vLLM's own for the rest.
@@ -151,3 +154,18 @@ class Squeeze10Config(QuantizationConfig):
                 self.resident_bytes,
                 advice,
             )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch without threads of its own.
+
+    vLLM forks its engine from a script that has not used CUDA. OpenMP's threads do not outlive a fork, and the engine
+    would wait for them for ever.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,9 @@
 """Squeeze10Config: which layers are ours, and what is refused before any weight is read."""
 
 import pickle  # noqa: TID251  # vLLM pickles its config into every worker
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_vllm.config import Squeeze10Config
 
+DEMO = Path(__file__).resolve().parents[2] / "deploy" / "models" / "smollm2-135m-sq10"
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 
 
@@ -93,3 +97,26 @@ def test_other_architectures_are_refused(config: Squeeze10Config) -> None:
     hf_config = SimpleNamespace(architectures=["Qwen3ForCausalLM"])
     with pytest.raises(BadInput, match=r"LlamaForCausalLM.*Qwen3ForCausalLM"):
         config.maybe_update_config("org/model", hf_config=hf_config, revision=None)
+
+
+FORK = f"""
+import os, signal, sys, torch
+from squeeze10_kernels import WeightFormat
+from squeeze10_vllm.config import Squeeze10Config
+
+torch.set_num_threads(2)
+Squeeze10Config(WeightFormat(head_bits=4)).maybe_update_config({str(DEMO)!r})
+assert torch.get_num_threads() == 2
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    torch.ones(1 << 20).aminmax()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_an_engine_can_be_forked_once_the_checkpoint_is_checked() -> None:
+    """As vLLM does it on a GPU, from a script: it hung, since the check had used OpenMP's threads."""
+    result = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine_process import end_if_it_hangs, llm_options
+
+end_if_it_hangs()
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "reload": {},
     "repeat": {"enable_prefix_caching": True},
@@ -53,7 +57,7 @@ def main() -> None:
 
     directory, feature, tokens, *options = sys.argv[1:]
     prompt = [int(token) for token in tokens.split(",")]
-    settings = {key: json.loads(value) for key, value in (option.split("=", 1) for option in options)}
+    settings = llm_options(options)
     weights_path = settings.pop("weights_path", None)
     model = LLM(directory, max_model_len=256, **(SETTINGS[feature] | settings))
     sampling = SamplingParams(max_tokens=24, temperature=0, prompt_logprobs=0, ignore_eos=True)

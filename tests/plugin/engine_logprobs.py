@@ -6,13 +6,17 @@ A script, because vLLM starts its workers from a fresh interpreter that imports 
 import json
 import sys
 
+from engine_process import end_if_it_hangs, llm_options
+
+end_if_it_hangs()
+
 
 def main() -> None:
     """`TOKENS` is the prompt, comma separated; further arguments go to `vllm.LLM`, as JSON values."""
     from vllm import LLM, SamplingParams
 
     directory, dtype, tokens, *options = sys.argv[1:]
-    settings = {key: json.loads(value) for key, value in (option.split("=", 1) for option in options)}
+    settings = llm_options(options)
     prompt = [int(token) for token in tokens.split(",")]
     model = LLM(directory, dtype=dtype, max_model_len=256, **settings)
     sampling = SamplingParams(max_tokens=8, temperature=0, prompt_logprobs=0, ignore_eos=True)

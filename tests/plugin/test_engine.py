@@ -1,14 +1,12 @@
 """A real vLLM engine on a tiny checkpoint says what transformers says of its dequantized twin."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_checkpoint as tiny
 import torch
+from plugin.engine_process import run_script
 from transformers import LlamaForCausalLM
 
 from squeeze10_kernels import WeightFormat
@@ -17,16 +15,9 @@ PROMPT = list(b"The quick brown fox jumps over the lazy dog, twice a day. " * 3)
 """174 tokens: the prompt takes the path of many tokens, generation that of few."""
 
 
-def run_engine(path: Path, dtype: str, *options: str) -> tuple[dict[str, Any], str]:
+def run_engine(path: Path, dtype: str, **options: Any) -> tuple[dict[str, Any], str]:
     """Result and log of engine_logprobs.py."""
-    script = Path(__file__).with_name("engine_logprobs.py")
-    prompt = ",".join(map(str, PROMPT))
-    command = [sys.executable, str(script), str(path), dtype, prompt, *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    log = result.stdout + result.stderr
-    assert result.returncode == 0, log[-4000:]
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    return json.loads(line.removeprefix("RESULT ")), log
+    return run_script("engine_logprobs.py", path, dtype, ",".join(map(str, PROMPT)), **options)
 
 
 def twin_logprobs(twin: Path) -> torch.Tensor:
@@ -47,9 +38,8 @@ def test_tied_4_bit_tables_agree_with_transformers(tmp_path: Path, dtype: str) -
     """
     changes = {"tie_word_embeddings": True, "vocab_size": 321, "attention_bias": True}
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(head_bits=4), **changes)
-    eager = json.dumps(dtype == "float32")
 
-    result, log = run_engine(checkpoint.path, dtype, f"enforce_eager={eager}")
+    result, log = run_engine(checkpoint.path, dtype, enforce_eager=dtype == "float32")
 
     expected = twin_logprobs(checkpoint.twin)
     assert expected.std() > 0.5  # a model that says something, so that agreement means something
@@ -65,7 +55,7 @@ def test_two_ranks_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.M
     sizes = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2, head_bits=4), **sizes)
 
-    result, _ = run_engine(checkpoint.path, "float32", "enforce_eager=true", "tensor_parallel_size=2")
+    result, _ = run_engine(checkpoint.path, "float32", enforce_eager=True, tensor_parallel_size=2)
 
     expected = twin_logprobs(checkpoint.twin)
     assert (torch.tensor(result["logprobs"]) - expected).abs().max() < 1e-4
@@ -76,7 +66,7 @@ def test_dummy_load_serves(tmp_path: Path) -> None:
     """`--load-format dummy` needs config.json only: sizes and speed can be tried without weights."""
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat())
     (checkpoint.path / "model.safetensors").unlink()
-    result, _ = run_engine(checkpoint.path, "bfloat16", "enforce_eager=true", 'load_format="dummy"')
+    result, _ = run_engine(checkpoint.path, "bfloat16", enforce_eager=True, load_format="dummy")
     assert len(result["tokens"]) == 8
 
 
@@ -92,7 +82,7 @@ def test_flags_for_speed_leave_the_answer(tmp_path: Path, head_bits: int) -> Non
         "gpu_memory_utilization": 0.1,
     }
 
-    result, log = run_engine(checkpoint.path, "bfloat16", *(f"{key}={json.dumps(flags[key])}" for key in flags))
+    result, log = run_engine(checkpoint.path, "bfloat16", **flags)
 
     expected = twin_logprobs(checkpoint.twin)
     assert expected.std() > 0.5

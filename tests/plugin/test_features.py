@@ -1,14 +1,13 @@
 """What a running vLLM does to a model (weights again, sleep, adapters, drafts) leaves its answers right."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_checkpoint as tiny
 import torch
+from plugin.engine_process import run_script
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
@@ -23,14 +22,10 @@ pytestmark = pytest.mark.serve
 
 def run_feature(path: Path, feature: str, **options: Any) -> dict[str, dict[str, list[float]]]:
     """Result of engine_features.py."""
-    script = Path(__file__).with_name("engine_features.py")
     options |= {"dtype": "bfloat16"} | ({"gpu_memory_utilization": 0.1} if torch.cuda.is_available() else {})
-    settings = [f"{key}={json.dumps(value)}" for key, value in options.items()]
-    command = [sys.executable, str(script), str(path), feature, ",".join(map(str, PROMPT)), *settings]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    return json.loads(line.removeprefix("RESULT "))  # type: ignore[no-any-return]
+    result: dict[str, dict[str, list[float]]]
+    result, _ = run_script("engine_features.py", path, feature, ",".join(map(str, PROMPT)), **options)
+    return result
 
 
 def assert_agrees(answer: dict[str, list[float]], twin: LlamaForCausalLM) -> None:
@@ -74,11 +69,12 @@ def write_adapter(path: Path, layers: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.gpu  # by hand on a CPU, which takes 40 s
-def test_an_adapter_adds_to_the_quantized_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_adapter_adds_to_the_quantized_weights(tmp_path: Path, eager: bool) -> None:
     checkpoint = tiny.build_checkpoint(tmp_path / "model", TABLES, **TIED)
     added = write_adapter(checkpoint.path / "adapter", layers=2)
 
-    answers = run_feature(checkpoint.path, "lora", enforce_eager=True)
+    answers = run_feature(checkpoint.path, "lora", enforce_eager=eager)
 
     twin = twin_of(checkpoint)
     assert_agrees(answers["before"], twin)

@@ -1,10 +1,12 @@
 """The paper's ablations on the user's own model: quantize every variant, measure it, report."""
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from squeeze10_kernels import BadInput
 from squeeze10_kernels.format import Mask
 from squeeze10_quantizer.ablation_report import plot_table, render
 from squeeze10_quantizer.ablation_state import ORIGINAL, AblationState, ablation_state
@@ -25,7 +28,7 @@ from squeeze10_quantizer.measures import Measures
 from squeeze10_quantizer.pipeline import choose_format, set_weight
 from squeeze10_quantizer.quantize import run_identity
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.state_directory import SPILL_PREFIX
+from squeeze10_quantizer.state_directory import SPILL_PREFIX, changes, has_state, remove_leftover
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
@@ -59,13 +62,15 @@ def ablate(
 ) -> dict[str, Any]:
     """Run the tables of a plan on a model directory; the results, which `out` holds too, with tables and plots.
 
-    An interrupted run is taken up again by the same call.
+    An interrupted run is taken up again by the same call; of one that had published `out`, only the state is removed.
 
     Raises:
-        BadInput: The model, the calibration files or an interrupted run cannot be used.
+        BadInput: The model, the calibration files or an interrupted run cannot be used, or `out` is another's.
         OSError: Reading or writing failed.
     """
-    refuse_existing(out)
+    finished = out.exists() and has_state(out)
+    if not finished:
+        refuse_existing(out)
     decoder = Decoder(model, device)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     base, tables = plan.base, plan.tables()
@@ -73,6 +78,10 @@ def ablate(
     ablation = Ablation(decoder, variants_of(tables), text.tokens)
     identity = run_identity(decoder, base, choose_format(decoder, base), text, device)
     identity |= {"numbers": list(plan.numbers), "masks": list(plan.masks), "measured": measures.identity}
+    if finished:
+        remove_leftover(out, identity, partial(difference_from_results, out, identity))
+        tqdm.write(f"{out} was already finished; the state that its run left beside it is removed.", file=sys.stderr)
+        return read_results(out)
     with ablation_state(out, identity) as state:
         with repeatable() if base.tuned else nullcontext():
             quantize_all(ablation, state)
@@ -85,6 +94,24 @@ def ablate(
                 plot_table(table, folder)
         state.remove()
     return results
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """What an ablation published; `BadInput` if it is no results."""
+    try:
+        results: dict[str, Any] = json.loads((out / RESULTS_NAME).read_text(encoding="utf-8"))  # with NaN
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{out} holds no {RESULTS_NAME} that can be read: {error}.") from error
+    return results
+
+
+def difference_from_results(out: Path, identity: dict[str, Any]) -> str:
+    """Why `out` does not hold what an ablation with this identity publishes; empty if it does."""
+    try:
+        results = read_results(out)
+    except BadInput as error:
+        return str(error).rstrip(".")
+    return changes({key: results.get(key) for key in identity}, identity)
 
 
 def quantize_all(ablation: Ablation, state: AblationState) -> None:

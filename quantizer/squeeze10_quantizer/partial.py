@@ -16,7 +16,7 @@ from squeeze10_quantizer.directory import replaced, write_safetensors
 from squeeze10_quantizer.distillation import Distillation
 from squeeze10_quantizer.inspection import read_report, verify_checkpoint
 from squeeze10_quantizer.layer_result import LayerResult
-from squeeze10_quantizer.state_directory import StateDirectory, changes, leftover_state, state_directory
+from squeeze10_quantizer.state_directory import StateDirectory, changes, state_directory
 
 Stage = Literal["layer", "distilled"]
 """Of a decoder layer's file: quantized and perhaps tuned by itself, or with the whole model."""
@@ -33,22 +33,6 @@ def partial_output(
     """
     with state_directory(out, identity) as path:
         yield PartialOutput(path, weight_format, shape)
-
-
-def remove_leftover(out: Path, identity: dict[str, Any]) -> None:
-    """Remove the state of a run that was killed after it published `out`.
-
-    Raises:
-        BadInput: The state is not of this run or in use, or `out` is not its whole output; nothing is removed then.
-    """
-    with leftover_state(out, identity) as state:
-        found = difference_from_output(out, identity)
-        if found:
-            raise BadInput(
-                f"{out} exists already and is not overwritten, and is not the whole output of the run whose state is "
-                f"{state.path} ({found}); remove {out} to go on from that state, or choose another name."
-            )
-        state.remove()
 
 
 def difference_from_output(out: Path, identity: dict[str, Any]) -> str:

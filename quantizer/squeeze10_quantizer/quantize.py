@@ -37,10 +37,10 @@ from squeeze10_quantizer.directory import (
 )
 from squeeze10_quantizer.distillation import Distillation
 from squeeze10_quantizer.lesson import distilled_layers, make_lesson
-from squeeze10_quantizer.partial import PartialOutput, partial_output, remove_leftover
+from squeeze10_quantizer.partial import PartialOutput, difference_from_output, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.state_directory import SPILL_PREFIX, has_state
+from squeeze10_quantizer.state_directory import SPILL_PREFIX, has_state, remove_leftover
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
@@ -78,7 +78,7 @@ def quantize(
     if distillation:
         report |= {"distillation": distillation.source, "distillation_sha256": digest(distillation.tokens)}
     if finished:
-        remove_leftover(out, report)
+        remove_leftover(out, report, bind(difference_from_output, out, report))
         tqdm.write(f"{out} was already finished; the state that its run left beside it is removed.")
         return
     with (

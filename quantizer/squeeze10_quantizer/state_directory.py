@@ -7,7 +7,7 @@ that the same command removes.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -63,12 +63,14 @@ def has_state(out: Path) -> bool:
     return (state_path(out) / IDENTITY).is_file()
 
 
-@contextmanager
-def leftover_state(out: Path, identity: dict[str, Any]) -> Iterator[StateDirectory]:
-    """The state that a run with this identity left beside `out`, which it had published, for this process alone.
+def remove_leftover(out: Path, identity: dict[str, Any], difference_from_output: Callable[[], str]) -> None:
+    """Remove the state of a run that was killed after it published `out`.
+
+    Args:
+        difference_from_output: Why `out` is not what a run with this identity publishes; empty if it is.
 
     Raises:
-        BadInput: The state is of a run with another identity, or that run is not over.
+        BadInput: The state is not of this run or in use, or `out` is not its whole output; nothing is removed then.
     """
     path = state_path(out)
     with lock(path / LOCK):
@@ -78,7 +80,13 @@ def leftover_state(out: Path, identity: dict[str, Any]) -> Iterator[StateDirecto
                 f"{out} exists already and is not overwritten, and {path} is the state of a run with {found}; "
                 "repeat that run's command to be rid of the state, or choose another name."
             )
-        yield StateDirectory(path)
+        found = difference_from_output()
+        if found:
+            raise BadInput(
+                f"{out} exists already and is not overwritten, and is not the whole output of the run whose state is "
+                f"{path} ({found}); remove {out} to go on from that state, or choose another name."
+            )
+        StateDirectory(path).remove()
 
 
 @contextmanager

@@ -10,14 +10,13 @@ of 20 % of all weights. Layer errors on every n-th layer, each matrix rounded by
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from bench_sharing import Means, inputs_of_layers, read_job
 from bench_starts import by_salience
 
 from squeeze10_kernels import WeightFormat
-from squeeze10_quantizer.gptq import compensate
+from squeeze10_quantizer.gptq import RoundChannel, compensate
 from squeeze10_quantizer.group import output_power, relative_error
 from squeeze10_quantizer.hessian import compensation_factor, inverse
 from squeeze10_quantizer.rounding import round_rows
@@ -43,6 +42,8 @@ def water_filled(score: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
 
 def grid(left: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Step and lowest level `[N]` of rows `[N, k]`: of some spans, the one that rounds best."""
+    if bits == 0:
+        return torch.ones(len(left)), torch.zeros(len(left))
     if bits == 1:
         size = left.abs().mean(1)
         return 2 * size, -size
@@ -61,9 +62,15 @@ def grid(left: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     return step, start
 
 
-def rounded_to(weights: torch.Tensor, _: int, step: torch.Tensor, low: torch.Tensor, top: int) -> torch.Tensor:
-    """A channel `[N]`, rounded."""
-    return ((weights - low) / step).round().clamp(0, top) * step + low
+def rounder(given: torch.Tensor, left: torch.Tensor, bits: int) -> RoundChannel:
+    """Rounds channels to the grids of `left`, and keeps what they became in `given`, `[K, N]`."""
+    step, low = grid(left, bits)
+
+    def round_channel(weights: torch.Tensor, place: int) -> torch.Tensor:
+        given[place] = ((weights - low) / step).round().clamp(0, 2**bits - 1) * step + low
+        return given[place]
+
+    return round_channel
 
 
 def refitted(rounded: torch.Tensor, target: torch.Tensor, bits: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -86,20 +93,11 @@ def error_of_levels(weight: torch.Tensor, hessian: torch.Tensor, damp_ratio: flo
     order = bits.argsort(stable=True)
     channels = (weight / scale)[:, order].T.contiguous()
     factor = compensation_factor(inverse_hessian / scale.double().outer(scale.double()), order)
-    given = torch.zeros_like(channels)
+    given, end = torch.zeros_like(channels), 0
     for level in levels:
-        places = (bits[order] == level).nonzero().flatten().tolist()
-        if not places:
-            continue
-        span = range(places[0], places[-1] + 1)
-        step, low = grid(channels[span.start : span.stop].T, level) if level else (torch.tensor(1.0),) * 2
-        to_level = partial(rounded_to, step=step, low=low, top=2**level - 1)
-
-        def keep(weights: torch.Tensor, place: int, level: int = level, to_level=to_level) -> torch.Tensor:  # type: ignore[no-untyped-def]
-            given[place] = to_level(weights, place) if level else 0
-            return given[place]
-
-        compensate(channels, factor, span, keep)
+        begin, end = end, end + int((bits == level).sum())
+        if begin < end:
+            compensate(channels, factor, range(begin, end), rounder(given, channels[begin:end].T, level))
     rounded = torch.empty_like(given)
     rounded[order] = given
     fitted = refitted(rounded.T, weight / scale, bits, hessian * scale.outer(scale)) * scale

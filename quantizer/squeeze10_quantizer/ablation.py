@@ -22,13 +22,13 @@ from squeeze10_quantizer.ablation_tables import Table, Variant, make_table, vari
 from squeeze10_quantizer.ablation_walk import Ablation, quantize_variants
 from squeeze10_quantizer.calibration import load_calibration
 from squeeze10_quantizer.decoder import Decoder
-from squeeze10_quantizer.directory import published, refuse_existing, write_json
+from squeeze10_quantizer.directory import published, write_json
 from squeeze10_quantizer.loading import load_model
 from squeeze10_quantizer.measures import Measures
 from squeeze10_quantizer.pipeline import choose_format, set_weight
 from squeeze10_quantizer.quantize import run_identity
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.state_directory import SPILL_PREFIX, changes, has_state, remove_leftover
+from squeeze10_quantizer.state_directory import SPILL_PREFIX, changes, remove_leftover, was_published
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
@@ -68,9 +68,7 @@ def ablate(
         BadInput: The model, the calibration files or an interrupted run cannot be used, or `out` is another's.
         OSError: Reading or writing failed.
     """
-    finished = out.exists() and has_state(out)
-    if not finished:
-        refuse_existing(out)
+    finished = was_published(out)
     decoder = Decoder(model, device)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     base, tables = plan.base, plan.tables()

@@ -29,7 +29,6 @@ from squeeze10_quantizer.directory import (
     LazyTensor,
     copy_companions,
     published,
-    refuse_existing,
     sha256,
     write_json,
     write_shards,
@@ -40,7 +39,7 @@ from squeeze10_quantizer.lesson import distilled_layers, make_lesson
 from squeeze10_quantizer.partial import PartialOutput, difference_from_output, partial_output
 from squeeze10_quantizer.pipeline import Job, choose_format, quantize_layers
 from squeeze10_quantizer.recipe import Recipe
-from squeeze10_quantizer.state_directory import SPILL_PREFIX, has_state, remove_leftover
+from squeeze10_quantizer.state_directory import SPILL_PREFIX, remove_leftover, was_published
 from squeeze10_quantizer.stopping import deferred_sigterm
 from squeeze10_quantizer.training import repeatable
 
@@ -68,9 +67,7 @@ def quantize(
         BadInput: The model, the calibration files or an interrupted run cannot be used, or `out` is another's.
         OSError: Reading or writing failed.
     """
-    finished = out.exists() and has_state(out)
-    if not finished:
-        refuse_existing(out)
+    finished = was_published(out)
     decoder = Decoder(model, device)
     weight_format = choose_format(decoder, recipe)
     calibration, distillation = read_text(model, recipe, text)

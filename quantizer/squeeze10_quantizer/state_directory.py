@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from squeeze10_kernels import BadInput
 from squeeze10_kernels.checkpoint import read_json
-from squeeze10_quantizer.directory import lock, replaced, write_json
+from squeeze10_quantizer.directory import lock, refuse_existing, replaced, write_json
 
 SPILL_PREFIX: Final = "activations-"
 """Of the directories, inside that of the state, which hold the calibration activations of a running process."""
@@ -58,9 +58,12 @@ def state_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def has_state(out: Path) -> bool:
-    """Whether a state lies beside `out` that says whose it is."""
-    return (state_path(out) / IDENTITY).is_file()
+def was_published(out: Path) -> bool:
+    """Whether `out` stands beside a state that says whose it is; `BadInput` if it stands alone, and would be lost."""
+    beside = out.exists() and (state_path(out) / IDENTITY).is_file()
+    if not beside:
+        refuse_existing(out)
+    return beside
 
 
 def remove_leftover(out: Path, identity: dict[str, Any], difference_from_output: Callable[[], str]) -> None:

@@ -1,8 +1,6 @@
 """A real `vllm serve` of what `squeeze10 quantize` wrote, asked through the official OpenAI client.
 
-The oracle is transformers on the directory that `squeeze10 dequantize` writes. bf16 noise is how far the
-log-probabilities of transformers' own two attention implementations lie apart on the same prompts. vLLM may differ by
-3x the largest noise at most, and on average by 3x the average noise, which is much less than the largest.
+The oracle is transformers on the directory that `squeeze10 dequantize` writes (bf16_noise.py).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,20 +9,15 @@ from typing import Any, Final
 import openai
 import pytest
 import torch
+from bf16_noise import PROMPTS, assert_within_noise, load_twins
 from e2e.conftest import SERVERS, Served
 from openai import OpenAI
 from soak.processes import find_engine, find_server, wait_for_end
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from vllm_server import SERVED_NAME
 
 pytestmark = pytest.mark.serve
 
-PROMPTS: Final = (
-    "The capital of France is Paris, and the capital of Italy is Rome.",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) +",
-    "In 1969 men walked on the moon for the first time; 3.14159 is nearly pi.",
-    "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat. " * 2,
-)
 NEW_TOKENS: Final = 16
 END_LIMIT_S: Final = 15
 
@@ -41,45 +34,18 @@ def complete(client: OpenAI, prompt: str, **options: Any) -> Any:
     ).choices[0]
 
 
-def logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the next token after every position, `[tokens, vocabulary]` fp32."""
-    with torch.no_grad():
-        scores: torch.Tensor = model(ids[None]).logits[0].float().log_softmax(-1)
-    return scores
-
-
 def test_log_probabilities_are_those_of_the_dequantized_model(served: Served) -> None:
     """And greedy tokens agree wherever the two best candidates are further apart than the noise of both."""
     tokenizer = AutoTokenizer.from_pretrained(served.plain)
-    eager, sdpa = (
-        AutoModelForCausalLM.from_pretrained(served.plain, dtype=torch.bfloat16, attn_implementation=kind)
-        for kind in ("eager", "sdpa")
-    )
-    noises, differences, disagreements = [], [], []
+    answers = []
 
     for prompt in PROMPTS:
         answer = complete(served.client, prompt, max_tokens=NEW_TOKENS)
-        count = len(answer.token_ids)
-        ids = torch.tensor(tokenizer(prompt)["input_ids"] + answer.token_ids)
-        expected, other = logprobs(sdpa, ids)[:-1], logprobs(eager, ids)[:-1]
-        noises.append((expected - other).abs().flatten())
-        given = [entry[str(int(token))]["logprob"] for entry, token in zip(answer.prompt_logprobs[1:], ids[1:])]  # noqa: B905
-        given += answer.logprobs.token_logprobs
-        differences.append((torch.tensor(given) - expected.gather(1, ids[1:, None])[:, 0]).abs())
-        best = expected[-count:].topk(2)
-        gap = best.values[:, 0] - best.values[:, 1]
-        disagreements += gap[best.indices[:, 0] != ids[-count:]].tolist()
+        ids = tokenizer(prompt)["input_ids"] + answer.token_ids
+        given = [entry[str(token)]["logprob"] for entry, token in zip(answer.prompt_logprobs[1:], ids[1:])]  # noqa: B905
+        answers.append((ids, given + answer.logprobs.token_logprobs, len(answer.token_ids)))
 
-    noise, difference = torch.cat(noises), torch.cat(differences)
-    print(
-        f"noise: mean {noise.mean():.4f}, largest {noise.max():.4f}; "
-        f"vLLM: mean {difference.mean():.4f}, largest {difference.max():.4f}; "
-        f"largest gap of another greedy token {max(disagreements, default=0):.4f}"
-    )
-    assert noise.max() > 0
-    assert difference.mean() <= 3 * noise.mean()
-    assert difference.max() <= 3 * noise.max()
-    assert max(disagreements, default=0) <= 2 * noise.max()
+    assert_within_noise(load_twins(served.plain), answers)
 
 
 def test_chat_and_its_stream_say_the_same(served: Served) -> None:

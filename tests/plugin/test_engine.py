@@ -61,7 +61,6 @@ def test_two_ranks_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.serve
-@pytest.mark.gpu  # by hand on a CPU, which takes 40 s
 def test_dummy_load_serves(tmp_path: Path) -> None:
     """`--load-format dummy` needs config.json only: sizes and speed can be tried without weights."""
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat())

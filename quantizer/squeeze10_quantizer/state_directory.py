@@ -58,12 +58,17 @@ def state_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
+def has_state(out: Path) -> bool:
+    """Whether a state lies beside `out` that says whose it is."""
+    return (state_path(out) / IDENTITY).is_file()
+
+
 def was_published(out: Path) -> bool:
-    """Whether `out` stands beside a state that says whose it is; `BadInput` if it stands alone, and would be lost."""
-    beside = out.exists() and (state_path(out) / IDENTITY).is_file()
-    if not beside:
+    """Whether `out` stands beside its state; `BadInput` if it stands alone, since nothing is overwritten."""
+    published = out.exists() and has_state(out)
+    if not published:
         refuse_existing(out)
-    return beside
+    return published
 
 
 def remove_leftover(out: Path, identity: dict[str, Any], difference_from_output: Callable[[], str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_checkpoint as tiny
+import torch
 from faults.conftest import FORMATS
 from faults.readers import command
 from faults.spoiling import FAULTS
@@ -73,6 +74,7 @@ def measure(reader: str, path: Path, place: Path) -> dict[str, Any]:
 
 
 def measure_all() -> None:
+    torch.set_num_threads(1)  # others would not outlive the fork, and its child would wait for them for ever
     sound, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for mask, weight_format in FORMATS.items():

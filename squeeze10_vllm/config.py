@@ -112,7 +112,7 @@ class Squeeze10Config(QuantizationConfig):
 
         if EXPERTS & {base.__name__ for base in type(layer).__mro__}:
             raise BadInput(f"squeeze10 serves dense models; {prefix} is a mixture of experts.")
-        if isinstance(layer, VocabParallelEmbedding) and self.weight_format.head_bits == 4:
+        if isinstance(layer, VocabParallelEmbedding) and self.weight_format.table_parts:
             # vLLM gives the embeddings no prefix
             return Squeeze10TableMethod(self, "lm_head" if isinstance(layer, ParallelLMHead) else "model.embed_tokens")
         if not isinstance(layer, LinearBase):

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.linear import (
 
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_kernels.format import TensorSpec
+from squeeze10_kernels.launching import only_compiling
 from squeeze10_kernels.layouts import ADVICE, Layout
 from squeeze10_kernels.spot_check import spot_check
 from squeeze10_kernels.tiles import gpu_of, warm_up_tokens
@@ -142,13 +143,17 @@ class Squeeze10LinearMethod(LinearMethodBase):
         # ranks above the first of a row-parallel layer leave the bias out
         launches = [(x, own) for x in inputs for own in ([None] if bias is None else [None, bias])]
         if len(launches) > 1:
-            run_side_by_side(lambda launch: self.apply(layer, *launch), launches, device)
+            compile_side_by_side(lambda launch: self.multiply(layer, *launch), launches, device)
         for x, own in launches:
-            spot_check(self.apply(layer, x, own), x, packed, own)
+            spot_check(self.multiply(layer, x, own), x, packed, own)
         self.config.compiled.add(size)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`[..., K]` to `[..., N]`, bias added where given."""
+        return self.multiply(layer, x, bias)
+
+    def multiply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The same for the layer as it is stored."""
         y: torch.Tensor = linear(
             x,
             layer.qweight,
@@ -164,15 +169,16 @@ class Squeeze10LinearMethod(LinearMethodBase):
         return y
 
 
-def run_side_by_side(run: Callable[[Launch], object], launches: list[Launch], device: torch.device) -> None:
-    """Run each in a thread of its own: Triton compiles outside of Python's lock for most of its time."""
+def compile_side_by_side(run: Callable[[Launch], object], launches: list[Launch], device: torch.device) -> None:
+    """Compile each in a thread of its own: Triton does so outside of Python's lock for most of its time."""
 
-    def run_one(launch: Launch) -> None:
-        with torch.no_grad(), torch.cuda.device(device if device.type == "cuda" else -1):  # both are a thread's own
+    def compile_one(launch: Launch) -> None:
+        on_device = torch.cuda.device(device if device.type == "cuda" else -1)
+        with torch.no_grad(), on_device, only_compiling():  # all are a thread's own
             run(launch)
 
     with ThreadPoolExecutor(len(launches)) as pool:
-        for _ in pool.map(run_one, launches):
+        for _ in pool.map(compile_one, launches):
             pass
 
 

@@ -1,7 +1,7 @@
-"""Squeeze10TableMethod: 4-bit embeddings and lm_head inside vLLM, as a linear layer whose channels are all 4-bit.
+"""Squeeze10TableMethod: 8- and 4-bit embeddings and lm_head inside vLLM, as a linear layer of 4-bit channels only.
 
-On this rank a table is `[V, hidden]`: its rows of the vocabulary, padded by vLLM. Embeddings stay as they lie on disk,
-since single rows are read; an lm_head is repacked like every linear, and a tied one from a copy.
+On this rank a table is `[V, parts * hidden]`: its rows of the vocabulary, padded by vLLM. Embeddings stay as they lie
+on disk, since single rows are read; an lm_head is repacked like every linear, and a tied one from a copy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,15 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
     """Creates, loads and reads one table.
 
     Attributes:
+        hidden: Of the model.
+        parts: Of which a weight is the sum.
         tied: Of embeddings: what the lm_head that is tied to them reads, by name.
     """
 
     def __init__(self, config: "Squeeze10Config", name: str) -> None:
         super().__init__(config, (name,))
         self.rank_format = TABLE_FORMAT
+        self.hidden, self.parts = 0, config.weight_format.table_parts
         self.tied: dict[str, torch.Tensor] = {}
 
     def create_weights(
@@ -74,9 +77,9 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
     ) -> None:
         """Register this rank's empty parameters, and `weight`, by which vLLM ties."""
         assert isinstance(layer, VocabParallelEmbedding)
-        self.dtype, self.rows, self.width = params_dtype, output_partition_sizes, input_size
-        self.salient_channels = input_size
-        for suffix, (shape, dtype) in TABLE_FORMAT.tensor_specs(self.rows[0], input_size).items():
+        self.dtype, self.rows, self.hidden = params_dtype, output_partition_sizes, input_size
+        self.width = self.salient_channels = self.parts * input_size
+        for suffix, (shape, dtype) in TABLE_FORMAT.tensor_specs(self.rows[0], self.width).items():
             layer.register_parameter(suffix, self.create_parameter(layer, suffix, torch.empty(shape, dtype=dtype)))
         layer.register_parameter("weight", layer.get_parameter("qweight_salient"))
 
@@ -102,7 +105,7 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
             replace_parameter(layer, suffix, getattr(source, suffix).data)
         # for whoever asks for its dtype or device, as LoRA; its values would spoil all and equal none. A parameter,
         # since vLLM 0.26 takes nothing else away before it loads again
-        nothing = torch.full((1, self.width), torch.nan, device=loaded.device, dtype=self.dtype)
+        nothing = torch.full((1, self.hidden), torch.nan, device=loaded.device, dtype=self.dtype)
         layer.register_parameter("weight", torch.nn.Parameter(nothing, requires_grad=False))
         if isinstance(layer, ParallelLMHead):
             self.repack(layer)
@@ -126,4 +129,8 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
     def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
         """Token ids `[...]` to `[..., hidden]` in the dtype of the activations."""
         qweight, scales, channel_scales = map(layer.get_parameter, ("qweight_salient", "scales", "channel_scales"))
-        return look_up(input_, qweight, scales, channel_scales[0], self.dtype)
+        return look_up(input_, qweight, scales, channel_scales[0], self.hidden, self.dtype)
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits; each part reads all activations."""
+        return self.multiply(layer, torch.cat([x] * self.parts, dim=-1), bias)

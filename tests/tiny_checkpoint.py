@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from squeeze10_kernels import QuantizedLinear, WeightFormat, dequantize, pack_linear
 from squeeze10_kernels.format import TABLE_FORMAT
 from squeeze10_kernels.llama import INPUT_GROUPS, LlamaShape, layer_prefix, shape_from_config
+from squeeze10_kernels.reference import sum_parts
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,12 +59,12 @@ def build_checkpoint(path: Path, weight_format: WeightFormat, seed: int = 0, **c
     config = {**CONFIG, **changes}
     shape = shape_from_config(config)
     generator = torch.Generator().manual_seed(seed)
-    dense = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors(16).items()}
+    dense = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors().items()}
     packed, decoded = {}, {}
-    for name, size in shape.tables(weight_format.head_bits).items():
+    for name, size in shape.tables(weight_format.table_parts).items():
         table = random_layer(TABLE_FORMAT, *size, generator)
         del dense[f"{name}.weight"]
-        decoded[f"{name}.weight"] = dequantize(table)
+        decoded[f"{name}.weight"] = sum_parts(dequantize(table), shape.hidden)
         packed |= {f"{name}.{suffix}": tensor for suffix, tensor in pack_linear(table, TABLE_FORMAT).items()}
     for index in range(shape.num_layers):
         for name, layer in random_block(shape, weight_format, generator).items():

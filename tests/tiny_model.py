@@ -18,7 +18,7 @@ def write_tiny_model(path: Path, seed: int = 0, **changes: Any) -> Path:
     config = {**CONFIG, **changes}
     shape = shape_from_config(config)
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors(16).items()}
+    tensors = {name: random_dense(name, size, generator) for name, size in shape.dense_tensors().items()}
     for index in range(shape.num_layers):
         for linear, (N, K) in shape.linears().items():
             weight = K**-0.5 * torch.randn(N, K, generator=generator)

@@ -143,7 +143,7 @@ def bits(bench: Bench, out: Path) -> tuple[float, float]:
         return summary["bits_per_weight"], summary["model_bits_per_weight"]
     shape = bench.decoder.shape
     weights = sum(N * K for N, K in gguf_baselines.linear_sizes(shape).values())
-    dense = {name: size_of(size) for name, size in shape.dense_tensors(16).items()}
+    dense = {name: size_of(size) for name, size in shape.dense_tensors().items()}
     everything = weights + sum(dense.values())
     gguf_file, own_file = out.with_name(f"{out.name}.gguf"), out.with_name(f"{out.name}.safetensors")
     if gguf_file.exists():

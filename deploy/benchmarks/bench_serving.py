@@ -1,7 +1,7 @@
 """Time per output token of vLLM with a LLaMA's sizes and meaningless weights, offline, as CUDA graphs.
 
     python deploy/benchmarks/bench_serving.py [--size llama2-7b] [--weights squeeze10 | bf16 | gptq]
-        [--head-bits 16 | 4] [--batch 1 8 16 32 64 256] [--out results.csv] [--commit ID] [--options JSON]
+        [--head-bits 16 | 8 | 4] [--batch 1 8 16 32 64 256] [--out results.csv] [--commit ID] [--options JSON]
         [--prompt 128] [--profile DIR]
 
 One line for a batch of prompts: the time of 129 output tokens less that of one, over 128; before it the
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="llama2-7b")
     parser.add_argument("--weights", choices=("squeeze10", "bf16", "gptq"), default="squeeze10")
-    parser.add_argument("--head-bits", type=int, choices=(16, 4), default=16)
+    parser.add_argument("--head-bits", type=int, choices=(16, 8, 4), default=16)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64, 256])
     parser.add_argument("--out", type=Path, help="a CSV to which lines are added")

@@ -127,7 +127,7 @@ def read_gguf(path: Path, shape: LlamaShape) -> dict[str, torch.Tensor]:
     """Hugging Face's name, without `.weight`, of every tensor of a LLaMA to its dequantized weights, fp32."""
     import gguf
 
-    sizes = {f"{name}.weight": size for name, size in linear_sizes(shape).items()} | shape.dense_tensors(16)
+    sizes = {f"{name}.weight": size for name, size in linear_sizes(shape).items()} | shape.dense_tensors()
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     weights = {}
     for name in weight_names(shape):

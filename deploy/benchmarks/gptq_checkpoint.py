@@ -46,7 +46,7 @@ def write_gptq_checkpoint(directory: Path, config: dict[str, Any]) -> None:
     """config.json, a file for every decoder layer, one for the rest, and their index; on the GPU that is at hand."""
     shape = shape_from_config(config)
     where = write_file(
-        directory / "rest.safetensors", {name: random_dense(size) for name, size in shape.dense_tensors(16).items()}
+        directory / "rest.safetensors", {name: random_dense(size) for name, size in shape.dense_tensors().items()}
     )
     for layer in range(shape.num_layers):
         tensors = {

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import BINARY_UNIT, NO_CHANNEL, PackedLinear
+from squeeze10_kernels.launching import start
 from squeeze10_kernels.reference import scale_activations
 from squeeze10_kernels.unpacking import binary_offset
 
@@ -113,7 +114,8 @@ def gather_groups(x: torch.Tensor, packed: PackedLinear, *, pdl: bool = False) -
     blocks = triton.cdiv(KP, GROUP_BLOCK)
     out = x.new_empty(triton.cdiv(M, TOKEN_GROUP), KP // 32, TOKEN_GROUP, 4, 2, 4)
     sums = x.new_empty(M, 2, blocks, dtype=torch.float32)
-    _gather_groups_kernel[(M, blocks)](
+    start(
+        _gather_groups_kernel, (M, blocks),
         x, packed.channels, packed.channel_scales, out, sums, K, KP, packed.binary_units * BINARY_UNIT, M,
         BLOCK=GROUP_BLOCK, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
@@ -149,7 +151,8 @@ def _gather_rows(
     # many tokens share what a program reads of the channels; 128 and 512 are edges of buckets in tiles.py, so that
     # warming up compiles all three
     tokens = 1 if M <= 128 else 2 if M <= 512 else 8
-    _gather_rows_kernel[(triton.cdiv(M, tokens), blocks)](
+    start(
+        _gather_rows_kernel, (triton.cdiv(M, tokens), blocks),
         x, packed.channels, packed.channel_scales, out, sums, zero, M, K, KP, binary, zero.numel(),
         TOKENS=tokens, BLOCK=ROW_BLOCK, HALVES=halves, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip

@@ -126,8 +126,8 @@ class Checkpoint:
 
     @cached_property
     def tables(self) -> dict[str, tuple[int, int]]:
-        """Full name of every quantized table to `[vocabulary, hidden]`; none with 16-bit heads."""
-        return self.shape.tables(self.weight_format.head_bits)
+        """Full name of every quantized table to `(vocabulary, parts * hidden)`; none with 16-bit heads."""
+        return self.shape.tables(self.weight_format.table_parts)
 
     @cached_property
     def quantized(self) -> dict[str, tuple[int, int]]:
@@ -137,7 +137,7 @@ class Checkpoint:
     @cached_property
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name to shape of every tensor that is stored as it is."""
-        return self.shape.dense_tensors(self.weight_format.head_bits)
+        return self.shape.dense_tensors(self.weight_format.table_parts)
 
     def layer(self, name: str) -> QuantizedLinear:
         """Read one linear or table, and check it again as it is read; `BadInput` names file and tensor."""
@@ -188,7 +188,7 @@ def open_headers(path: Path) -> Checkpoint:
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """The second half: scales, masks, copies for one input, dense tensors."""
-    for name in checkpoint.shape.tables(checkpoint.weight_format.head_bits):
+    for name in checkpoint.tables:
         check_layer(checkpoint, name)
     for index in range(checkpoint.shape.num_layers):
         layers = {name: check_layer(checkpoint, f"{layer_prefix(index)}.{name}") for name in checkpoint.shape.linears()}

@@ -21,8 +21,8 @@ CHANNEL_QUANTUM: Final = 8
 """Both classes of a chunk hold a multiple of 8 channels, so that a slice of chunks is a slice of bytes."""
 MAX_CHANNEL_SCALE: Final = 4.0
 """Activations up to 16 000 times this stay finite in fp16."""
-HEAD_BITS: Final = (16, 4)
-"""Of the embeddings and lm_head: as they are, or quantized as `TABLE_FORMAT`; 8 is reserved."""
+HEAD_BITS: Final = (16, 8, 4)
+"""Of the embeddings and lm_head: as they are, or quantized as one or two parts of `TABLE_FORMAT`."""
 
 FORMAT_KEYS: Final = ("mask", "salient_ratio", "chunks", "head_bits")
 CONFIG_KEYS: Final = ("quant_method", "format_version", *FORMAT_KEYS)
@@ -38,7 +38,7 @@ class WeightFormat:
         mask: `columns`: one choice of 4-bit input channels for all rows. `elements`: any weight may be 4-bit.
         salient_ratio: Share of 4-bit weights asked for, 0 to 1; the achieved share is rounded (see below).
         chunks: Equal parts of every input, each with the same number of salient channels; 1 for `elements`.
-        head_bits: Of the embeddings and lm_head, 16 or 4.
+        head_bits: Of the embeddings and lm_head, 16, 8 or 4.
     """
 
     mask: Mask = "columns"
@@ -56,7 +56,9 @@ class WeightFormat:
         if self.mask == "elements" and self.chunks != 1:
             raise BadInput(f"mask elements has no chunks, so chunks must be 1; got {self.chunks}.")
         if type(self.head_bits) is not int or self.head_bits not in HEAD_BITS:
-            raise BadInput(f"head_bits must be 16 (embeddings and lm_head as they are) or 4; got {self.head_bits!r}.")
+            raise BadInput(
+                f"head_bits must be 16 (embeddings and lm_head as they are), 8 or 4; got {self.head_bits!r}."
+            )
 
     def salient_channels(self, K: int) -> int:
         """4-bit channels of an input of K channels under mask `columns`: the same number in every chunk.
@@ -110,9 +112,14 @@ class WeightFormat:
         }
         return config if self.head_bits == 16 else config | {"head_bits": self.head_bits}
 
+    @property
+    def table_parts(self) -> int:
+        """4-bit parts of which every weight of a quantized table is the sum; 0 with 16-bit heads."""
+        return 0 if self.head_bits == 16 else self.head_bits // SALIENT_BITS
+
 
 TABLE_FORMAT: Final = WeightFormat("columns", salient_ratio=1, chunks=1)
-"""Of a quantized embedding table or lm_head `[vocabulary, hidden]`: a linear layer whose channels are all 4-bit."""
+"""Of a quantized embedding table or lm_head `[vocabulary, parts * hidden]`: a linear layer of 4-bit channels only."""
 
 
 def format_from_config(config: dict[str, Any]) -> WeightFormat:

@@ -57,16 +57,16 @@ class LlamaShape:
         """The distinct K of the decoder linears."""
         return {K for _, K in self.linears().values()}
 
-    def tables(self, head_bits: int) -> dict[str, tuple[int, int]]:
-        """Name to shape of the embeddings and an untied lm_head, as far as they are quantized: all, or none."""
+    def tables(self, parts: int) -> dict[str, tuple[int, int]]:
+        """Name to `(vocabulary, parts * hidden)` of the embeddings and an untied lm_head; none without parts."""
         names = ("model.embed_tokens",) if self.tied else ("model.embed_tokens", "lm_head")
-        return dict.fromkeys(names if head_bits == 4 else (), (self.vocab, self.hidden))
+        return dict.fromkeys(names if parts else (), (self.vocab, parts * self.hidden))
 
-    def dense_tensors(self, head_bits: int) -> dict[str, tuple[int, ...]]:
+    def dense_tensors(self, table_parts: int = 0) -> dict[str, tuple[int, ...]]:
         """Name to shape of every tensor that is stored as it is, biases included."""
         shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (self.hidden,)}
-        if head_bits == 16:
-            shapes |= {f"{name}.weight": size for name, size in self.tables(4).items()}
+        if not table_parts:
+            shapes |= {f"{name}.weight": size for name, size in self.tables(1).items()}
         for index in range(self.num_layers):
             shapes[f"{layer_prefix(index)}.input_layernorm.weight"] = (self.hidden,)
             shapes[f"{layer_prefix(index)}.post_attention_layernorm.weight"] = (self.hidden,)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import PackedLinear
+from squeeze10_kernels.launching import start
 from squeeze10_kernels.tiles import Tile
 from squeeze10_kernels.unpacking import (
     TRITON,
@@ -214,7 +215,8 @@ def mixed_gemm(
     grid = (triton.cdiv(N, tile.rows * tile.groups), triton.cdiv(M, tile.tokens))
     rounds = triton.cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
     y = x.new_empty(M, N)
-    _mixed_gemm_kernel[grid](
+    start(
+        _mixed_gemm_kernel, grid,
         x, sums, packed.words, packed.scales, y if bias is None else bias, y,
         M, N, packed.binary_units, packed.salient_units, sums.shape[2],
         HAS_BIAS=bias is not None,

@@ -21,6 +21,12 @@ def decode_rows(layer: QuantizedLinear) -> torch.Tensor:
     return torch.where(layer.salient, s4 * (codes - SALIENT_OFFSET) + z4, s1 * (2 * codes - 1))
 
 
+def sum_parts(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Rows of a quantized table from those of its parts: `[..., parts * width]` to `[..., width]`."""
+    whole: torch.Tensor = rows.unflatten(-1, (-1, width)).sum(-2)
+    return whole
+
+
 def scale_activations(x: torch.Tensor, channel_scales: torch.Tensor) -> torch.Tensor:
     """`round(x c)` in the dtype of x: normative, so that every reader feeds the same activations. `[M, K]`."""
     return (x.float() * channel_scales.float()).to(x.dtype)

@@ -19,6 +19,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from squeeze10_kernels.kernel_layout import PackedLinear
+from squeeze10_kernels.launching import start
 from squeeze10_kernels.mixed_gemm import TINY
 from squeeze10_kernels.tiles import WgmmaTile
 from squeeze10_kernels.wgmma_operands import four_words, levels, load_unit, signs
@@ -264,7 +265,9 @@ def wgmma_gemm(
     x_desc = TensorDescriptor(x, [M, KP], [KP, 1], block, layout)
     partial = sums.new_empty(tile.split * len(arrived) * tile.rows * tile.tokens if tile.split > 1 else 0)
     y = x.new_empty(M, N)
-    _wgmma_gemm_kernel[(triton.cdiv(N, tile.rows), triton.cdiv(M, tile.tokens), tile.split)](
+    grid = (triton.cdiv(N, tile.rows), triton.cdiv(M, tile.tokens), tile.split)
+    start(
+        _wgmma_gemm_kernel, grid,
         x_desc, sums, packed.words.view(torch.int32), packed.scales, y if bias is None else bias, y, partial, arrived,
         M, N, packed.binary_units, packed.salient_units, sums.shape[1],
         HAS_BIAS=bias is not None, BN=tile.rows, BLOCK_S=triton.next_power_of_2(max(1, sums.shape[1])),

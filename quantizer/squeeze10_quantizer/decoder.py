@@ -48,7 +48,7 @@ class Decoder:
             check_source(self.source, self.shape)
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
-        check_finite(self.source, self.shape.dense_tensors(16))  # or the export is refused, hours later
+        check_finite(self.source, self.shape.dense_tensors())  # or the export is refused, hours later
         self.device = device
         model = empty_model(path, self.source.config, torch.float32)
         self.skeleton = model.model
@@ -122,7 +122,7 @@ def check_source(source: SafetensorsDirectory, shape: LlamaShape) -> None:
     if source.config.get("quantization_config") is not None:
         method = source.config["quantization_config"].get("quant_method", "unknown")
         raise BadInput(f"the model is already quantized (quant_method {method}); give the original checkpoint.")
-    expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors(16))
+    expected: dict[str, tuple[int, ...]] = dict(shape.dense_tensors())
     for index in range(shape.num_layers):
         expected |= {f"{layer_prefix(index)}.{name}.weight": size for name, size in shape.linears().items()}
     for name, size in expected.items():

@@ -99,7 +99,7 @@ def weight_names(shape: LlamaShape) -> list[str]:
     linears = [
         f"{layer_prefix(index)}.{linear}.weight" for index in range(shape.num_layers) for linear in shape.linears()
     ]
-    return [*shape.dense_tensors(16), *linears]
+    return [*shape.dense_tensors(), *linears]
 
 
 def unpermute(name: str, weight: torch.Tensor, shape: LlamaShape) -> torch.Tensor:

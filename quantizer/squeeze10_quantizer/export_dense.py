@@ -20,7 +20,7 @@ from squeeze10_quantizer.loading import checkpoint_weight
 def dequantize_checkpoint(path: Path, out: Path) -> None:
     """Write what the codes of checkpoint `path` mean, rounded to bf16, as the model directory `out`."""
     checkpoint = open_checkpoint(path)
-    shapes = checkpoint.shape.dense_tensors(16) | {f"{name}.weight": size for name, size in checkpoint.linears.items()}
+    shapes = checkpoint.shape.dense_tensors() | {f"{name}.weight": size for name, size in checkpoint.linears.items()}
     tensors = {
         name: LazyTensor(shape, torch.bfloat16, partial(read_bf16, checkpoint, name)) for name, shape in shapes.items()
     }

@@ -7,6 +7,7 @@ import torch
 
 from squeeze10_kernels import BadInput, QuantizedLinear, WeightFormat, dequantize
 from squeeze10_kernels.format import SALIENT_BITS
+from squeeze10_kernels.reference import sum_parts
 from squeeze10_quantizer.hessian import damped_inverse
 from squeeze10_quantizer.recipe import Recipe
 from squeeze10_quantizer.rounding import round_rows
@@ -139,9 +140,10 @@ def check_scales(name: str, layer: QuantizedLinear) -> None:
 
 
 def relative_error(weight: torch.Tensor, layer: QuantizedLinear, hessian: torch.Tensor) -> float:
-    """`|ΔW X|² / |W X|²`, from `H ∝ X Xᵀ`; 0 for a layer without output."""
+    """`|ΔW X|² / |W X|²`, from `H ∝ X Xᵀ`, of a linear or table; 0 for a layer without output."""
     power = output_power(weight, hessian)
-    return output_power(dequantize(layer) - weight, hessian) / power if power else 0.0
+    error = sum_parts(dequantize(layer), weight.shape[1]) - weight
+    return output_power(error, hessian) / power if power else 0.0
 
 
 def output_power(weight: torch.Tensor, hessian: torch.Tensor) -> float:

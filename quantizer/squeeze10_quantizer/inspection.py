@@ -25,7 +25,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     weights = sum(N * K for N, K in linears.values())
     layer_bytes = {name: bytes_of_layer(name, stored) for name in linears}
     files = {entry.file for entry in checkpoint.directory.entries.values()}
-    dense = sum(size_of(shape) for shape in checkpoint.shape.dense_tensors(16).values())
+    dense = sum(size_of(shape) for shape in checkpoint.shape.dense_tensors().values())
     return {
         "format_version": checkpoint.directory.config["quantization_config"]["format_version"],
         "mask": checkpoint.weight_format.mask,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from squeeze10_kernels import QuantizedLinear, dequantize
 from squeeze10_kernels.llama import layer_prefix
+from squeeze10_kernels.reference import sum_parts
 from squeeze10_quantizer.block_tuning import make_coded, make_latent
 from squeeze10_quantizer.decoder import Decoder
 from squeeze10_quantizer.distillation import Lesson
@@ -49,7 +50,7 @@ def make_lesson(decoder: Decoder, tuned: TunedLayers, windows: torch.Tensor, *, 
             with torch.no_grad():
                 linear.latent.copy_(tuned.latent(index, name))
     for name, table in tuned.tables().items():
-        student.get_parameter(f"{name}.weight").data.copy_(dequantize(table))
+        student.get_parameter(f"{name}.weight").data.copy_(sum_parts(dequantize(table), decoder.shape.hidden))
     return Lesson(student, teacher, windows.to(decoder.device))
 
 

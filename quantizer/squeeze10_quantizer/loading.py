@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from squeeze10_kernels import BadInput, Checkpoint, dequantize, open_checkpoint
 from squeeze10_kernels.checkpoint import read_json
 from squeeze10_kernels.format import QUANT_METHOD
+from squeeze10_kernels.reference import sum_parts
 from squeeze10_quantizer.decoder import Decoder, empty_model
 
 
@@ -45,4 +46,6 @@ def checkpoint_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """A parameter of the model that a checkpoint stands for; what is quantized in fp32."""
     if name in checkpoint.dense_tensors:
         return checkpoint.directory.tensor(name)
-    return dequantize(checkpoint.layer(name.removesuffix(".weight")))
+    name = name.removesuffix(".weight")
+    weight = dequantize(checkpoint.layer(name))
+    return sum_parts(weight, checkpoint.shape.hidden) if name in checkpoint.tables else weight

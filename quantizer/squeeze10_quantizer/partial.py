@@ -120,7 +120,7 @@ class PartialOutput(StateDirectory):
 
     def tables(self) -> dict[str, QuantizedLinear]:
         """The quantized embeddings and lm_head; empty with 16-bit heads."""
-        tables = self.shape.tables(self.weight_format.head_bits)
+        tables = self.shape.tables(self.weight_format.table_parts)
         return {name: self.unpacked(self.shape.num_layers, name, size) for name, size in tables.items()}
 
     def unpacked(self, index: int, full: str, size: tuple[int, int], stage: Stage = "layer") -> QuantizedLinear:

@@ -38,8 +38,8 @@ class Job:
 
     @property
     def steps(self) -> range:
-        """Indices of the decoder layers, and with 4-bit heads one more, for the tables."""
-        return range(self.decoder.shape.num_layers + (self.weight_format.head_bits == 4))
+        """Indices of the decoder layers, and with quantized heads one more, for the tables."""
+        return range(self.decoder.shape.num_layers + bool(self.weight_format.table_parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Finished(Protocol):
 def quantize_layers(job: Job, spill: Path, earlier: Finished) -> Iterator[tuple[int, LayerResult | None]]:
     """Quantize decoder layers in order, yielding each one's result; None for a layer that is finished already.
 
-    With 4-bit heads the embeddings and lm_head follow as one more.
+    With quantized heads the embeddings and lm_head follow as one more.
 
     Args:
         spill: Directory for the activations between layers, `samples * context * hidden * 4` bytes for each stream.

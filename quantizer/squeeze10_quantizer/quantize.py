@@ -90,7 +90,7 @@ def quantize(
         if distillation:
             report |= {"divergence": distill_all(decoder, recipe, distillation.tokens, partial, curves)}
         report |= {"command": command, "layers": layer_report(decoder, partial)}
-        if recipe.head_bits == 4:
+        if weight_format.table_parts:
             report |= {"tables": partial.errors(decoder.shape.num_layers)}
         export(decoder, weight_format, partial, report, out)
         partial.remove()
@@ -256,7 +256,7 @@ def export(
 def checkpoint_tensors(decoder: Decoder, weight_format: WeightFormat, partial: PartialOutput) -> dict[str, LazyTensor]:
     """Every tensor of the checkpoint: those stored as they are from the source, the linears from `partial`."""
     tensors = {}
-    for name in decoder.shape.dense_tensors(weight_format.head_bits):
+    for name in decoder.shape.dense_tensors(weight_format.table_parts):
         entry = decoder.source.entries[name]
         tensors[name] = LazyTensor(entry.shape, entry.dtype, bind(decoder.source.tensor, name))
     for index in range(decoder.shape.num_layers):
@@ -264,7 +264,7 @@ def checkpoint_tensors(decoder: Decoder, weight_format: WeightFormat, partial: P
             for suffix, (shape, dtype) in weight_format.tensor_specs(N, K).items():
                 name = f"{layer_prefix(index)}.{linear}.{suffix}"
                 tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, index, name, partial.last))
-    for table, size in decoder.shape.tables(weight_format.head_bits).items():
+    for table, size in decoder.shape.tables(weight_format.table_parts).items():
         for suffix, (shape, dtype) in weight_format.of(table).tensor_specs(*size).items():
             name = f"{table}.{suffix}"
             tensors[name] = LazyTensor(shape, dtype, bind(partial.tensor, decoder.shape.num_layers, name))

@@ -37,7 +37,7 @@ class Recipe:
         distill_codes: Train codes and scales of the whole model; off: scales only, for models whose latents (16 bytes
             a weight, with their optimizer) do not fit.
         checkpointing: Keep the inputs of its layers only, and compute the rest again for their gradients.
-        head_bits: Of the embeddings and lm_head: 16 leaves them as they are, 4 quantizes them after the layers.
+        head_bits: Of the embeddings and lm_head: 16 leaves them as they are, 8 and 4 quantize them after the layers.
         chunks: Forced number of chunks; None takes what the format's law gives for the model.
     """
 

@@ -1,4 +1,4 @@
-"""Embeddings and lm_head in 4 bits, as `TABLE_FORMAT`: our own addition, the paper leaves them as they are.
+"""Embeddings and lm_head in 8 or 4 bits, as `TABLE_FORMAT`: our own addition, the paper leaves them as they are.
 
 The rounding errors of an lm_head are weighed by the Hessian of what it reads; an embedding row is added to the
 hidden states as it is, so all its channels weigh the same. A tied table is both.
@@ -38,7 +38,7 @@ def quantize_tables(decoder: Decoder, hidden: torch.Tensor, recipe: Recipe) -> d
     tied = decoder.shape.tied
     hessians = {"model.embed_tokens": seen + EMBEDDING_SHARE * alike if tied else alike, "lm_head": seen}
     results = {}
-    for name in decoder.shape.tables(4):
+    for name in decoder.shape.tables(1):
         weight = decoder.source.tensor(f"{name}.weight").float().to(decoder.device)
         results[name] = quantize_table(weight, hessians[name], recipe)
         check_scales(name, results[name].layer)
@@ -56,9 +56,12 @@ def head_hessian(decoder: Decoder, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) -> Quantized:
-    """Round `[vocabulary, hidden]` fp32, the channels that weigh most first (GPTQ's act-order)."""
+    """Round `[vocabulary, hidden]` fp32: 8 bits to the nearest, 4 bits the channels that weigh most first (GPTQ)."""
     weights = hessian.diagonal()
     scales = bounded(fit_channel_scales(weight).float() * weights.clamp(min=1e-6) ** IMPORTANCE_POWER)
+    if recipe.head_bits == 8:
+        table = in_two_parts(weight, scales)
+        return Quantized(table, relative_error(weight, table, hessian), None)
     order = (weights * weight.square().mean(0)).argsort(descending=True, stable=True)
     sorted_hessian = hessian[order][:, order]
     inverse_hessian, raised_damping = None, None
@@ -72,3 +75,25 @@ def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) 
     codes, row_scales = (torch.cat([getattr(part, field) for part in parts]) for field in ("codes", "scales"))
     table = QuantizedLinear(codes[:, order.argsort()].contiguous(), salient, row_scales, scales)
     return Quantized(table, relative_error(weight, table, hessian), raised_damping)
+
+
+def in_two_parts(weight: torch.Tensor, channel_scales: torch.Tensor) -> QuantizedLinear:
+    """The nearest of 256 steps over the span of each row: `[V, hidden]` to a layer `[V, 2 hidden]`.
+
+    The high halves of the codes, then the low halves at a sixteenth of the scales: the sum is
+    `(s4 (16 high + low - 136) / 16 + 17 / 16 z4) c`. Errors are a hundredth of those of 4 bits without compensation.
+    """
+    parts = [codes_in_two_parts(rows / channel_scales.float()) for rows in weight.split(ROWS)]
+    codes, row_scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    salient = torch.ones(codes.shape[1], dtype=torch.bool, device=weight.device)
+    return QuantizedLinear(codes, salient, row_scales, torch.cat((channel_scales, channel_scales / 16)))
+
+
+def codes_in_two_parts(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes `[V, 2 hidden]` and scales `[V, 3]` fp16 of weights that are divided by their channel scales."""
+    low, high = values.aminmax(dim=1, keepdim=True)
+    s4 = ((high - low) * (16 / 255)).half()
+    z4 = ((high + low) * (8 / 17) + s4.float() / 2).half()  # the middle of the span is the code 127.5
+    steps = (values - z4.float() * (17 / 16)) / torch.where(s4 == 0, 1.0, s4.float() / 16)
+    codes = (steps.round() + 136).clamp(0, 255).to(torch.uint8)
+    return torch.cat((codes >> 4, codes & 15), dim=1), torch.cat((torch.zeros_like(s4), s4, z4), dim=1)

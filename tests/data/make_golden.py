@@ -75,7 +75,7 @@ def write_golden(directory: Path, weight_format: WeightFormat, extra: dict[str, 
     """Write one golden checkpoint."""
     config = MODEL | extra
     shape, rng = shape_from_config(config), torch.Generator().manual_seed(SEED)
-    sizes = shape.dense_tensors(16)
+    sizes = shape.dense_tensors()
     tensors = {name: (torch.randn(size, generator=rng) * 0.05).bfloat16() for name, size in sizes.items()}
     for name, tensor in decoder_layer(weight_format, shape, rng).items():
         tensors[name] = tensor.clone()  # safetensors refuses the shared copies of channel_scales

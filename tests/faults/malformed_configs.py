@@ -40,7 +40,7 @@ for key, values in {
     "mask": ("rows", None, 1, ["columns"], "elements"),
     "salient_ratio": (-0.1, 1.1, "0.2", True, None, [0.2]),
     "chunks": (0, -1, 3, 16, 2**31, 2.0, "2", None, True),
-    "head_bits": (8, 0, "4", True, 16.0),
+    "head_bits": (2, 0, "4", True, 16.0),
 }.items():
     for value in values:
         add(f"{key}_{value!r}", "A8", quantization(**{key: value}), f"{key}")

@@ -213,7 +213,7 @@ def test_reserved_key_is_accepted_with_its_only_value() -> None:
         ({"format_version": True}, "reads format_version 1; the checkpoint has True"),
         ({"format_version": None}, "reads format_version 1; the checkpoint has None"),
         ({"group_size": 128}, "unknown key 'group_size'; known: quant_method"),
-        ({"head_bits": 8}, "head_bits must be 16 (embeddings and lm_head as they are) or 4; got 8"),
+        ({"head_bits": 2}, "head_bits must be 16 (embeddings and lm_head as they are), 8 or 4; got 2"),
         ({"mask": "rows"}, "mask must be one of columns, elements; got 'rows'"),
         ({"mask": ["columns"]}, "mask must be one of columns, elements"),
         ({"salient_ratio": 1.5}, "salient_ratio must be a number from 0 to 1; got 1.5"),

@@ -35,7 +35,7 @@ def test_config_survives_pickling(config: Squeeze10Config) -> None:
     [
         pytest.param({"format_version": 2}, "format_version 1", id="future_version"),
         pytest.param({"mask": "rows"}, "mask must be one of", id="unknown_mask"),
-        pytest.param({"head_bits": 8}, "head_bits must be 16", id="reserved"),
+        pytest.param({"head_bits": 2}, "head_bits must be 16", id="head_bits"),
         pytest.param({"group_size": 128}, "unknown key 'group_size'", id="unknown_key"),
     ],
 )

@@ -48,10 +48,10 @@ def test_tied_4_bit_tables_agree_with_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.serve
 def test_two_ranks_agree_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes and a real all-reduce: each rank loads its rows, or its chunks, and its part of the tied table."""
+    """Real processes and a real all-reduce: each rank loads its rows or chunks, and its part of a tied 8-bit table."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM wants a NUMA node for each rank
     sizes = {"hidden_size": 512, "intermediate_size": 768, "head_dim": 128}
-    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2, head_bits=4), **(TIED | sizes))
+    checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(chunks=2, head_bits=8), **(TIED | sizes))
 
     result, _ = run_engine(checkpoint.path, "float32", enforce_eager=True, tensor_parallel_size=2)
 
@@ -70,7 +70,7 @@ def test_dummy_load_serves(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_bits", [16, 4])
+@pytest.mark.parametrize("head_bits", [16, 8, 4])
 def test_flags_for_speed_leave_the_answer(tmp_path: Path, head_bits: int) -> None:
     """Inductor's kernels start beside the launch ahead, and ours wait for it: an early read gives other numbers."""
     checkpoint = tiny.build_checkpoint(tmp_path / "model", WeightFormat(head_bits=head_bits))

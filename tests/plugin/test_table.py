@@ -1,4 +1,4 @@
-"""A 4-bit table inside vLLM, by itself; engines with such tables are in test_engine.py and test_features.py."""
+"""A quantized table inside vLLM, by itself; engines with such tables are in test_engine.py and test_features.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,26 +14,31 @@ from squeeze10_vllm.config import Squeeze10Config
 ROWS, HIDDEN = 64, 128
 
 
-@pytest.fixture
-def table(vllm_config: Any, set_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """Empty embeddings of the only rank."""
+@pytest.fixture(params=[8, 4])
+def table(
+    vllm_config: Any,
+    set_rank: Callable[[int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> torch.nn.Module:
+    """Empty embeddings of the only rank, 8- and 4-bit."""
     set_rank(0, 1)
     from vllm.model_executor.layers import vocab_parallel_embedding as vllm_module
 
     monkeypatch.setattr(vllm_module, "get_tensor_model_parallel_rank", lambda: 0)
     monkeypatch.setattr(vllm_module, "get_tensor_model_parallel_world_size", lambda: 1)
-    config = Squeeze10Config(WeightFormat(head_bits=4))
+    config = Squeeze10Config(WeightFormat(head_bits=request.param))
     return vllm_module.VocabParallelEmbedding(ROWS, HIDDEN, params_dtype=torch.float32, quant_config=config)
 
 
 def load(table: torch.nn.Module, generator: torch.Generator) -> torch.Tensor:
     """Give it random contents, as vLLM does; what they mean."""
-    layer = tiny.random_layer(TABLE_FORMAT, ROWS, HIDDEN, generator)
+    layer = tiny.random_layer(TABLE_FORMAT, ROWS, table.quant_method.parts * HIDDEN, generator)
     for suffix, tensor in pack_linear(layer, TABLE_FORMAT).items():
         parameter = table.get_parameter(suffix)
         parameter.weight_loader(parameter, tensor)
     table.quant_method.process_weights_after_loading(table)
-    return dequantize(layer)
+    return dequantize(layer).view(ROWS, -1, HIDDEN).sum(1)
 
 
 def fresh(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

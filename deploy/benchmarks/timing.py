@@ -39,11 +39,14 @@ def fused_linears(hidden: int, intermediate: int, kv: int) -> dict[str, Shape]:
     return {name: (N, K, FORMAT.salient_channels(K)) for name, (N, K) in sizes.items()}
 
 
+VOCABULARIES = {"llama2": 32000, "llama3": 128256}
 MODELS = {
     "llama2-7b": fused_linears(4096, 11008, 4096),
     "llama2-13b": fused_linears(5120, 13824, 5120),
     "llama2-70b": fused_linears(8192, 28672, 1024),
     "llama3-8b": fused_linears(4096, 14336, 1024),
+    # lm_heads of LLaMA2-7B and LLaMA3-8B; with 8 bits twice the channels, so that cuBLAS has twice its work
+    "heads": {f"{name}-{bits}": (N, bits * 1024, bits * 1024) for name, N in VOCABULARIES.items() for bits in (4, 8)},
 }
 
 

@@ -18,7 +18,7 @@ help:
 	@echo "make test-gpu  tests on the GPU"
 	@echo "make sanitize  the kernels under compute-sanitizer's memcheck and racecheck"
 	@echo "make bench     time, memory and layer errors of the quantizer on the demo model"
-	@echo "make soak      every fault of tests/FAULTS.md: malformed files, flips, full disks, kills, a server under load; two hours"
+	@echo "make soak      every fault of tests/FAULTS.md: malformed files, flips, full disks, kills, a server under load; an hour"
 	@echo "make demo      quantize a small model, serve it, ask it a question"
 	@echo "make clean     remove the demo, caches and build folders; $(VENV) stays"
 

@@ -133,4 +133,4 @@ class Squeeze10TableMethod(Squeeze10LinearMethod):
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Logits; each part reads all activations."""
-        return self.multiply(layer, torch.cat([x] * self.parts, dim=-1), bias)
+        return self.multiply(layer, x if self.parts == 1 else torch.cat([x] * self.parts, dim=-1), bias)

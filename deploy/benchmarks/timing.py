@@ -18,7 +18,7 @@ from squeeze10_kernels.reference import decode_rows
 Shape = tuple[int, int, int]
 """Output features, input features, salient channels."""
 FORMAT = WeightFormat(chunks=8)
-"""What `squeeze10 quantize` chooses for all of `MODELS`."""
+"""What `squeeze10 quantize` chooses for the linears of all of `MODELS`."""
 HEAD = (
     "gpu", "driver", "torch", "triton", "commit", "layer", "N", "K", "tokens", "what", "tile", "us", "us_p20", "us_p80",
     "GB_per_s", "copy_share", "error",

@@ -57,7 +57,7 @@ class LlamaShape:
         """The distinct K of the decoder linears."""
         return {K for _, K in self.linears().values()}
 
-    def tables(self, parts: int) -> dict[str, tuple[int, int]]:
+    def tables(self, parts: int = 1) -> dict[str, tuple[int, int]]:
         """Name to `(vocabulary, parts * hidden)` of the embeddings and an untied lm_head; none without parts."""
         names = ("model.embed_tokens",) if self.tied else ("model.embed_tokens", "lm_head")
         return dict.fromkeys(names if parts else (), (self.vocab, parts * self.hidden))
@@ -66,7 +66,7 @@ class LlamaShape:
         """Name to shape of every tensor that is stored as it is, biases included."""
         shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (self.hidden,)}
         if not table_parts:
-            shapes |= {f"{name}.weight": size for name, size in self.tables(1).items()}
+            shapes |= {f"{name}.weight": size for name, size in self.tables().items()}
         for index in range(self.num_layers):
             shapes[f"{layer_prefix(index)}.input_layernorm.weight"] = (self.hidden,)
             shapes[f"{layer_prefix(index)}.post_attention_layernorm.weight"] = (self.hidden,)

@@ -214,7 +214,6 @@ def mixed_gemm(
     M, N = sums.shape[0], packed.out_features
     grid = (triton.cdiv(N, tile.rows * tile.groups), triton.cdiv(M, tile.tokens))
     rounds = triton.cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
-    paired = tile.paired and min(packed.binary_units, packed.salient_units) > 0  # half of a pair may not exist
     y = x.new_empty(M, N)
     start(
         _mixed_gemm_kernel, grid,
@@ -222,7 +221,7 @@ def mixed_gemm(
         M, N, packed.binary_units, packed.salient_units, sums.shape[2],
         HAS_BIAS=bias is not None,
         ROWS=tile.rows, GROUPS=tile.groups, SLICES=tile.slices, BM=tile.tokens,
-        ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=paired, UNROLL=tile.unroll,
+        ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=tile.paired, UNROLL=tile.unroll,
         TOGETHER=rounds <= min(tile.unroll, TOGETHER_ROUNDS),
         BLOCK_S=max(16, triton.next_power_of_2(sums.shape[2])),
         ASM=assembly, PDL=pdl,

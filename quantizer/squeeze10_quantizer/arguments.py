@@ -56,7 +56,8 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
         type=int,
         choices=(16, 8, 4),
         default=16,
-        help="of the embeddings and lm_head: 16, as they are; 8, half of that and nearly no error; 4, a quarter",
+        help="of the embeddings and lm_head: 16, as they are; 8, half of that and nearly no error; 4, a quarter; "
+        "served, a tied table is held twice",
     )
     command.add_argument(
         "--tensorboard",

@@ -38,7 +38,7 @@ def quantize_tables(decoder: Decoder, hidden: torch.Tensor, recipe: Recipe) -> d
     tied = decoder.shape.tied
     hessians = {"model.embed_tokens": seen + EMBEDDING_SHARE * alike if tied else alike, "lm_head": seen}
     results = {}
-    for name in decoder.shape.tables(1):
+    for name in decoder.shape.tables():
         weight = decoder.source.tensor(f"{name}.weight").float().to(decoder.device)
         results[name] = quantize_table(weight, hessians[name], recipe)
         check_scales(name, results[name].layer)
@@ -61,7 +61,7 @@ def quantize_table(weight: torch.Tensor, hessian: torch.Tensor, recipe: Recipe) 
     scales = bounded(fit_channel_scales(weight).float() * weights.clamp(min=1e-6) ** IMPORTANCE_POWER)
     if recipe.head_bits == 8:
         table = in_two_parts(weight, scales)
-        return Quantized(table, relative_error(weight, table, hessian), None)
+        return Quantized(table, relative_error(weight, table, hessian))
     order = (weights * weight.square().mean(0)).argsort(descending=True, stable=True)
     sorted_hessian = hessian[order][:, order]
     inverse_hessian, raised_damping = None, None
@@ -81,7 +81,7 @@ def in_two_parts(weight: torch.Tensor, channel_scales: torch.Tensor) -> Quantize
     """The nearest of 256 steps over the span of each row: `[V, hidden]` to a layer `[V, 2 hidden]`.
 
     The high halves of the codes, then the low halves at a sixteenth of the scales: the sum is
-    `(s4 (16 high + low - 136) / 16 + 17 / 16 z4) c`. Errors are a hundredth of those of 4 bits without compensation.
+    `(s4 (16 high + low - 136) / 16 + 17 / 16 z4) c`. Errors are a seventeenth of those of 4 bits without compensation.
     """
     parts = [codes_in_two_parts(rows / channel_scales.float()) for rows in weight.split(ROWS)]
     codes, row_scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -195,12 +195,14 @@ def test_format_md_and_code_list_the_same_config_keys() -> None:
     assert tuple(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == CONFIG_KEYS
 
 
-@pytest.mark.parametrize("weight_format", [WeightFormat("columns", 0.25, 4), WeightFormat("elements", 0.1)])
+@pytest.mark.parametrize(
+    "weight_format", [WeightFormat("columns", 0.25, 4, 8), WeightFormat("elements", 0.1, head_bits=4)]
+)
 def test_config_round_trip_through_json(weight_format: WeightFormat) -> None:
     assert format_from_config(json.loads(json.dumps(weight_format.to_config()))) == weight_format
 
 
-def test_reserved_key_is_accepted_with_its_only_value() -> None:
+def test_head_bits_of_16_may_be_written() -> None:
     assert format_from_config(CONFIG | {"head_bits": 16}) == WeightFormat(chunks=8)
 
 

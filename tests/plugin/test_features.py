@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from squeeze10_kernels import WeightFormat
 
 PROMPT = list(b"one two three four five one two three four five one two three ")
-TABLES = WeightFormat(head_bits=4)
+TABLES, WIDE_TABLES = WeightFormat(head_bits=4), WeightFormat(head_bits=8)
 TIED = {"tie_word_embeddings": True}
 RANK, ALPHA = 8, 16
 pytestmark = pytest.mark.serve
@@ -43,7 +43,7 @@ def twin_of(checkpoint: tiny.TinyCheckpoint) -> LlamaForCausalLM:
 
 def test_other_weights_reach_every_layer(tmp_path: Path) -> None:
     """vLLM passes over an lm_head that is tied to the embeddings; it would answer from the weights before."""
-    first, second = (tiny.build_checkpoint(tmp_path / str(seed), TABLES, seed, **TIED) for seed in (0, 1))
+    first, second = (tiny.build_checkpoint(tmp_path / str(seed), WIDE_TABLES, seed, **TIED) for seed in (0, 1))
 
     answers = run_feature(first.path, "reload", enforce_eager=True, weights_path=str(second.path))
 

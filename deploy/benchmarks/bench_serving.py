@@ -29,6 +29,8 @@ from decode_step import write_decode_step
 from gptq_checkpoint import write_gptq_checkpoint
 from vllm import LLM, SamplingParams
 
+from squeeze10_kernels.format import HEAD_BITS
+
 OUTPUT_TOKENS = 128
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -125,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="llama2-7b")
     parser.add_argument("--weights", choices=("squeeze10", "bf16", "gptq"), default="squeeze10")
-    parser.add_argument("--head-bits", type=int, choices=(16, 8, 4), default=16)
+    parser.add_argument("--head-bits", type=int, choices=HEAD_BITS, default=16)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64, 256])
     parser.add_argument("--out", type=Path, help="a CSV to which lines are added")

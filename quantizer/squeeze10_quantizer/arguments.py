@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from squeeze10_kernels.format import HEAD_BITS
+
 
 def add_quantize(command: argparse.ArgumentParser) -> None:
     """`squeeze10 quantize`; defaults stand in `Recipe`."""
@@ -54,7 +56,7 @@ def add_quantize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--head-bits",
         type=int,
-        choices=(16, 8, 4),
+        choices=HEAD_BITS,
         default=16,
         help="of the embeddings and lm_head: 16, as they are; 8, half of that and nearly no error; 4, a quarter; "
         "served, a tied table is held twice",

@@ -47,7 +47,7 @@ def test_tables_are_quantized_and_mean_what_they_say(
     assert_close(logits, decoded, rms=2e-2)
     assert least < (logits - wanted).norm() / (before - wanted).norm() < most
     report = json.loads((out / "squeeze10_report.json").read_text())
-    assert all(0 < report["tables"][name] < 13 * 0.25**bits for name in checkpoint.tables)
+    assert all(0 < report["tables"][name] < 12.8 * 0.25**bits for name in checkpoint.tables)
 
 
 def test_outputs_are_nearer_than_with_plain_rounding() -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import BINARY_UNIT, NO_CHANNEL, PackedLinear
-from squeeze10_kernels.launching import start
+from squeeze10_kernels.launching import cdiv, start
 from squeeze10_kernels.reference import scale_activations
 from squeeze10_kernels.unpacking import binary_offset
 
@@ -111,11 +111,11 @@ def gather_groups(x: torch.Tensor, packed: PackedLinear, *, pdl: bool = False) -
         channel / 32, token, lane, step, channel % 4]`, tokens from M on undefined; partial sums `[M, 2, blocks]` fp32.
     """
     (M, K), KP = x.shape, packed.channels.shape[0]
-    blocks = triton.cdiv(KP, GROUP_BLOCK)
-    out = x.new_empty(triton.cdiv(M, TOKEN_GROUP), KP // 32, TOKEN_GROUP, 4, 2, 4)
+    blocks = cdiv(KP, GROUP_BLOCK)
+    out = x.new_empty(cdiv(M, TOKEN_GROUP), KP // 32, TOKEN_GROUP, 4, 2, 4)
     sums = x.new_empty(M, 2, blocks, dtype=torch.float32)
     start(
-        _gather_groups_kernel, (M, blocks),
+        _gather_groups_kernel, (M, blocks, 1),
         x, packed.channels, packed.channel_scales, out, sums, K, KP, packed.binary_units * BINARY_UNIT, M,
         BLOCK=GROUP_BLOCK, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def gather_halves(
         Activations `[M, KP]` in the dtype of x, zero at padding channels, 16 channels `[lane, half, pair]` stored as
         `[half, lane, pair]`; partial sums `[M, blocks]` fp32.
     """
-    blocks = triton.cdiv(packed.channels.shape[0] - packed.binary_units * BINARY_UNIT, ROW_BLOCK)
+    blocks = cdiv(packed.channels.shape[0] - packed.binary_units * BINARY_UNIT, ROW_BLOCK)
     sums = x.new_empty(len(x), blocks, dtype=torch.float32)
     return _gather_rows(x, packed, sums, zero, halves=True, pdl=pdl), sums
 
@@ -146,13 +146,13 @@ def _gather_rows(
     x: torch.Tensor, packed: PackedLinear, sums: torch.Tensor, zero: torch.Tensor, *, halves: bool, pdl: bool
 ) -> torch.Tensor:
     (M, K), KP, binary = x.shape, packed.channels.shape[0], packed.binary_units * BINARY_UNIT
-    blocks = triton.cdiv(binary, ROW_BLOCK) + triton.cdiv(KP - binary, ROW_BLOCK)
+    blocks = cdiv(binary, ROW_BLOCK) + cdiv(KP - binary, ROW_BLOCK)
     out = x.new_empty(M, KP)
     # many tokens share what a program reads of the channels; 128 and 512 are edges of buckets in tiles.py, so that
     # warming up compiles all three
     tokens = 1 if M <= 128 else 2 if M <= 512 else 8
     start(
-        _gather_rows_kernel, (triton.cdiv(M, tokens), blocks),
+        _gather_rows_kernel, (cdiv(M, tokens), blocks, 1),
         x, packed.channels, packed.channel_scales, out, sums, zero, M, K, KP, binary, zero.numel(),
         TOKENS=tokens, BLOCK=ROW_BLOCK, HALVES=halves, PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import ROWS, PackedLinear
-from squeeze10_kernels.launching import start
+from squeeze10_kernels.launching import cdiv, start
 from squeeze10_kernels.unpacking import binary_offset, binary_weights, load_words, salient_offset, salient_weights
 
 SCRATCH_BYTES: Final = 64 << 20
@@ -54,7 +54,7 @@ def _decode_kernel(
 
 def decode_rows_into(out: torch.Tensor, packed: PackedLinear, first_row: int, *, assembly: bool = True) -> None:
     """Rows from `first_row`, a multiple of 64, in kernel order and the dtype of `out` `[rows, KP]`."""
-    grid = (triton.cdiv(len(out), DECODED_ROWS), packed.words.shape[0])
+    grid = (cdiv(len(out), DECODED_ROWS), packed.words.shape[0], 1)
     start(
         _decode_kernel, grid,
         packed.words, packed.scales, out, first_row // DECODED_ROWS, packed.out_features, len(out), packed.binary_units,

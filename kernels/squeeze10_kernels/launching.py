@@ -5,7 +5,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
+import torch
+
 _COMPILING: Final = ContextVar("squeeze10_compiling", default=False)
+_LAUNCHED: Final[dict[tuple[object, ...], tuple[Any, tuple[object, ...]]]] = {}
+"""The compiled kernel and its constants in their order, by all that decides about them."""
 
 
 @contextmanager
@@ -22,9 +26,41 @@ def only_compiling() -> Iterator[None]:
         _COMPILING.reset(before)
 
 
-def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """`kernel[grid](...)`; under `only_compiling` what that would compile."""
+def start(kernel: Any, grid: tuple[int, int, int], *arguments: Any, **options: Any) -> None:
+    """`kernel[grid](...)`; under `only_compiling` what that would compile.
+
+    Triton takes longer to find what it has compiled than many of our kernels run; what was launched before is found
+    here.
+
+    Args:
+        kernel: Takes `arguments`, then constants only.
+        options: Its constants and Triton's options, the same names in the same order at every call.
+    """
     if _COMPILING.get():
         kernel.warmup(*arguments, grid=grid, **options)
-    else:
-        kernel[grid](*arguments, **options)
+        return
+    key = (id(kernel), *map(_specialized, arguments), *options.values())
+    if launched := _LAUNCHED.get(key):
+        compiled, constants = launched
+        compiled[grid](*arguments, *constants)
+    elif compiled := kernel[grid](*arguments, **options):  # None in Triton's interpreter
+        _LAUNCHED[key] = compiled, tuple(options[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def _specialized(argument: Any) -> tuple[object, ...]:
+    """What Triton compiles anew for."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.get_device(), argument.data_ptr() % 16
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, argument.bit_length() > 31
+    return argument.base.dtype, argument.base.get_device(), *argument.block_shape, argument.layout
+
+
+def cdiv(a: int, b: int) -> int:
+    """Rounded up; Triton's own takes as long as a launch."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The least that is not below n, which is 1 or more."""
+    return 1 << (n - 1).bit_length()

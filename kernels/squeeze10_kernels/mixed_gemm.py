@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from squeeze10_kernels.kernel_layout import PackedLinear
-from squeeze10_kernels.launching import start
+from squeeze10_kernels.launching import cdiv, power_of_2, start
 from squeeze10_kernels.tiles import Tile
 from squeeze10_kernels.unpacking import (
     TRITON,
@@ -212,8 +212,8 @@ def mixed_gemm(
         `[M, N]` in the dtype of x.
     """
     M, N = sums.shape[0], packed.out_features
-    grid = (triton.cdiv(N, tile.rows * tile.groups), triton.cdiv(M, tile.tokens))
-    rounds = triton.cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
+    grid = (cdiv(N, tile.rows * tile.groups), cdiv(M, tile.tokens), 1)
+    rounds = cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
     y = x.new_empty(M, N)
     start(
         _mixed_gemm_kernel, grid,
@@ -223,7 +223,7 @@ def mixed_gemm(
         ROWS=tile.rows, GROUPS=tile.groups, SLICES=tile.slices, BM=tile.tokens,
         ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=tile.paired, UNROLL=tile.unroll,
         TOGETHER=rounds <= min(tile.unroll, TOGETHER_ROUNDS),
-        BLOCK_S=max(16, triton.next_power_of_2(sums.shape[2])),
+        BLOCK_S=max(16, power_of_2(sums.shape[2])),
         ASM=assembly, PDL=pdl,
         num_warps=tile.groups * tile.slices, num_stages=1, launch_pdl=pdl,
     )  # fmt: skip

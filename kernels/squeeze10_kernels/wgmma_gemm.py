@@ -10,8 +10,9 @@ the sum over the salient channels. The programs of a split share the units of a 
 sums, always in the same order.
 """
 
+import functools
+
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
@@ -19,7 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from squeeze10_kernels.kernel_layout import PackedLinear
-from squeeze10_kernels.launching import start
+from squeeze10_kernels.launching import cdiv, power_of_2, start
 from squeeze10_kernels.mixed_gemm import TINY
 from squeeze10_kernels.tiles import WgmmaTile
 from squeeze10_kernels.wgmma_operands import four_words, levels, load_unit, signs
@@ -239,6 +240,12 @@ def _wgmma_gemm_kernel(
     )
 
 
+@functools.cache
+def _activations_layout(tokens: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    """Of a block of 64 channels."""
+    return gl.NVMMASharedLayout.get_default_for([tokens, 64], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+
+
 def wgmma_gemm(
     x: torch.Tensor,
     sums: torch.Tensor,
@@ -260,17 +267,15 @@ def wgmma_gemm(
         `[M, N]` in the dtype of x.
     """
     (M, KP), N = x.shape, packed.out_features
-    block = [tile.tokens, 64]
-    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16 if x.dtype == torch.bfloat16 else gl.float16)
-    x_desc = TensorDescriptor(x, [M, KP], [KP, 1], block, layout)
+    x_desc = TensorDescriptor(x, [M, KP], [KP, 1], [tile.tokens, 64], _activations_layout(tile.tokens, x.dtype))
     partial = sums.new_empty(tile.split * len(arrived) * tile.rows * tile.tokens if tile.split > 1 else 0)
     y = x.new_empty(M, N)
-    grid = (triton.cdiv(N, tile.rows), triton.cdiv(M, tile.tokens), tile.split)
+    grid = (cdiv(N, tile.rows), cdiv(M, tile.tokens), tile.split)
     start(
         _wgmma_gemm_kernel, grid,
         x_desc, sums, packed.words.view(torch.int32), packed.scales, y if bias is None else bias, y, partial, arrived,
         M, N, packed.binary_units, packed.salient_units, sums.shape[1],
-        HAS_BIAS=bias is not None, BN=tile.rows, BLOCK_S=triton.next_power_of_2(max(1, sums.shape[1])),
+        HAS_BIAS=bias is not None, BN=tile.rows, BLOCK_S=power_of_2(max(1, sums.shape[1])),
         SPLIT=tile.split, C=tile.chunks, STAGES=tile.stages, AHEAD=tile.ahead, EARLY=tile.early,
         num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=True,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from tiny_checkpoint import build_checkpoint
 from vllm_server import VLLM, free_port
 
@@ -57,25 +58,33 @@ class Failure:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-FAILURES: Final = {
+NO_ROOM: Final = r"ValueError: No available memory for the cache blocks"
+ANYWHERE: Final = {
     "wrong architecture": Failure(r"squeeze10 serves LlamaForCausalLM.*MistralForCausalLM", rename_architecture),
     "weights cut short": Failure(r"model\.safetensors is damaged or cut short", cut),
     "plugin excluded": Failure(r"squeeze10", environment={"VLLM_PLUGINS": "other"}),
     "plugin excluded, by flag": Failure(
         r"squeeze10", flags=("--quantization", "squeeze10"), environment={"VLLM_PLUGINS": "other"}
     ),
+}
+ON_CPU: Final = {
     "two ranks for mask elements": Failure(
         r"mask elements.*size 1 only; got 2",
         flags=("--tensor-parallel-size", "2"),
         environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
     ),
-    "memory for less than one request": Failure(
-        r"ValueError: No available memory for the cache blocks", flags=("--num-gpu-blocks-override", "1")
-    ),
+    "memory for less than one request": Failure(NO_ROOM, flags=("--num-gpu-blocks-override", "1")),
     "more memory than there is": Failure(
         r"is less than requested memory for kv", environment={"VLLM_CPU_KVCACHE_SPACE": "100000"}
     ),
 }
+ON_GPU: Final = {
+    "a GPU too small": Failure(NO_ROOM, flags=("--gpu-memory-utilization", "0.002")),
+    "a GPU that others use": Failure(
+        r"ValueError: Free memory on device .* is less than desired", flags=("--gpu-memory-utilization", "1.0")
+    ),
+}
+FAILURES: Final = ANYWHERE | (ON_GPU if torch.cuda.is_available() else ON_CPU)
 
 
 def run_server(path: Path, failure: Failure) -> tuple[int | None, float, list[str]]:

@@ -214,6 +214,7 @@ def mixed_gemm(
     M, N = sums.shape[0], packed.out_features
     grid = (cdiv(N, tile.rows * tile.groups), cdiv(M, tile.tokens), 1)
     rounds = cdiv(max(packed.binary_units, packed.salient_units), tile.slices)
+    paired = tile.paired and min(packed.binary_units, packed.salient_units) > 0  # half of a pair may not exist
     y = x.new_empty(M, N)
     start(
         _mixed_gemm_kernel, grid,
@@ -221,7 +222,7 @@ def mixed_gemm(
         M, N, packed.binary_units, packed.salient_units, sums.shape[2],
         HAS_BIAS=bias is not None,
         ROWS=tile.rows, GROUPS=tile.groups, SLICES=tile.slices, BM=tile.tokens,
-        ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=tile.paired, UNROLL=tile.unroll,
+        ROUNDS=rounds, RESIDENT=rounds <= tile.unroll, PAIRED=paired, UNROLL=tile.unroll,
         TOGETHER=rounds <= min(tile.unroll, TOGETHER_ROUNDS),
         BLOCK_S=max(16, power_of_2(sums.shape[2])),
         ASM=assembly, PDL=pdl,

@@ -77,9 +77,9 @@ def measure_all() -> None:
     torch.set_num_threads(1)  # others would not outlive the fork, and its child would wait for them for ever
     sound, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        for mask, weight_format in FORMATS.items():
-            sound[mask] = tiny.build_checkpoint(Path(folder, mask), weight_format).path
-            write_sums(sound[mask])
+        for base, weight_format in FORMATS.items():
+            sound[base] = tiny.build_checkpoint(Path(folder, base), weight_format).path
+            write_sums(sound[base])
         for name, fault in FAULTS.items():
             place = Path(folder, "place")
             place.mkdir()

@@ -102,23 +102,32 @@ class WgmmaTile:
         return -(-N // self.rows) * -(-M // self.tokens)
 
 
-# By bucket: the tile for up to so many output features. The best of sweeps over the layers of LLaMA2-7B, mma on an H200
-# on 2026-11-22 and on an H100 on 2026-11-24, wgmma on an H200 on 2026-11-23 and 2026-11-24 (LOG.md); few output
-# features need more warps for their rows. Other GPUs take the mma tiles as they are: none was swept.
-_MMA: Final[dict[int, dict[float, Tile]]] = {
-    8: {
-        8192: Tile(16, 1, 8, 8, paired=True, unroll=5),
+# The best of sweeps over the layers of LLaMA2-7B: mma on an H200 on 2026-11-22 and on an H100 on 2026-11-24, wgmma on
+# an H200 on 2026-11-23 and 2026-11-24; up to 8 tokens also of LLaMA2-70B and LLaMA3-8B, on an H200 on 2026-12-01
+# (LOG.md). Few output features need more warps for their rows. Other GPUs take the mma tiles as they are, unswept.
+FEW_TOKENS: Final = 8
+_FEW: Final[dict[float, dict[float, Tile]]] = {  # by most input features, then by most output features
+    6144: {
+        5120: Tile(16, 1, 8, 8, paired=True, unroll=5),
+        8192: Tile(16, 1, 4, 8, paired=True, unroll=5),
         16384: Tile(32, 1, 4, 8, paired=True, unroll=5),
-        32768: Tile(32, 2, 2, 8, paired=True, unroll=5),
-        math.inf: Tile(64, 1, 4, 8, paired=True, unroll=2),
     },
+    10240: {8192: Tile(32, 1, 8, 8, paired=True, unroll=3), 16384: Tile(32, 1, 4, 8, paired=True, unroll=6)},
+    12288: {8192: Tile(16, 1, 8, 8, paired=True, unroll=5), 16384: Tile(32, 1, 4, 8, paired=True, unroll=5)},
+    math.inf: {8192: Tile(32, 1, 8, 8, paired=True, unroll=6), 16384: Tile(32, 1, 4, 8, paired=True, unroll=5)},
+}
+_FEW_WIDE: Final[dict[float, Tile]] = {  # for more output features
+    32768: Tile(32, 2, 2, 8, paired=True, unroll=5),
+    math.inf: Tile(64, 1, 4, 8, paired=True, unroll=2),
+}
+# by bucket of tokens, then by most output features
+_MMA: Final[dict[int, dict[float, Tile]]] = {
     16: {8192: Tile(32, 1, 8, 16, paired=True, unroll=1), math.inf: Tile(32, 1, 4, 16, paired=True, unroll=4)},
     32: {8192: Tile(32, 1, 8, 16, paired=True, unroll=1), math.inf: Tile(32, 2, 2, 32, paired=False, unroll=1)},
     64: {8192: Tile(32, 2, 4, 32, paired=False, unroll=1), math.inf: Tile(32, 2, 2, 32, paired=False, unroll=1)},
     128: {8192: Tile(32, 2, 4, 64, paired=False, unroll=1), math.inf: Tile(64, 2, 2, 64, paired=False, unroll=1)},
 }
 _HOPPER: Final[dict[float, dict[float, Tile | WgmmaTile]]] = {
-    8: dict(_MMA[8]),
     16: {math.inf: WgmmaTile(64, 16, chunks=4, stages=4, ahead=3, early=True, warps=4, registers=80)},
     32: {math.inf: WgmmaTile(64, 32, chunks=4, stages=3, ahead=3, early=True, warps=4, registers=80)},
     64: {
@@ -140,14 +149,17 @@ _HOPPER: Final[dict[float, dict[float, Tile | WgmmaTile]]] = {
     },
     math.inf: {math.inf: WgmmaTile(128, 256, chunks=1, stages=5, ahead=2, early=False, warps=8, registers=168)},
 }
-MMA_BUCKETS: Final = tuple(_MMA)
+MMA_BUCKETS: Final = (FEW_TOKENS, *_MMA)
 """Token counts up to which one tile serves off Hopper; above the last, weights are decoded and cuBLAS multiplies."""
-HOPPER_BUCKETS: Final = tuple(_HOPPER)
+HOPPER_BUCKETS: Final = (FEW_TOKENS, *_HOPPER)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def select_tile(M: int, N: int, K: int, gpu: Gpu) -> Tile | WgmmaTile | None:
     """The tile for M tokens, N output and K input features; None where decoding to 16 bits is faster."""
+    if M <= FEW_TOKENS:
+        tiles = next(tiles for most, tiles in _FEW.items() if most >= K)
+        return next(tile for most, tile in (tiles | _FEW_WIDE).items() if most >= N)
     table: dict[float, dict[float, Tile | WgmmaTile]] = _HOPPER if gpu.hopper else _MMA  # type: ignore[assignment]
     bucket = next((bucket for bucket in table if bucket >= M), None)
     if bucket is None:

@@ -19,16 +19,21 @@ settings.register_profile("short", max_examples=300, deadline=None, database=Non
 settings.register_profile("soak", max_examples=10_000, deadline=None, database=None, print_blob=True)
 settings.load_profile("short")
 
-FORMATS = {"columns": WeightFormat(chunks=2), "elements": WeightFormat("elements")}
+FORMATS = {
+    "columns": WeightFormat(chunks=2),
+    "elements": WeightFormat("elements"),
+    "4-bit tables": WeightFormat(chunks=2, head_bits=4),
+    "8-bit tables": WeightFormat(chunks=2, head_bits=8),
+}
 
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Mask to a whole checkpoint with sums; copy it before you spoil it."""
+    """Name in FORMATS to a whole checkpoint with sums; copy it before you spoil it."""
     paths = {}
-    for mask, weight_format in FORMATS.items():
-        paths[mask] = tiny.build_checkpoint(tmp_path_factory.mktemp(mask) / "model", weight_format).path
-        write_sums(paths[mask])
+    for name, weight_format in FORMATS.items():
+        paths[name] = tiny.build_checkpoint(tmp_path_factory.mktemp("sound") / "model", weight_format).path
+        write_sums(paths[name])
     return paths
 
 

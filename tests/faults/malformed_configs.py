@@ -47,6 +47,9 @@ for key, values in {
 add("salient_ratio_other", "A8", quantization(salient_ratio=0.5), "q_proj.qweight must be")
 add("chunks_other", "A8", quantization(chunks=8), "must be")
 add("head_bits_other", "A8", quantization(head_bits=4), "embed_tokens.qweight is missing")
+for real, declared, says in ((4, 8, "qweight_salient must be"), (8, 4, "qweight_salient must be"), (8, 16, "embed")):
+    base = f"{real}-bit tables"
+    add(f"head_bits_{real}_as_{declared}", "A8", quantization(head_bits=declared), says, base=base)
 
 for key in ("hidden_size", "intermediate_size", "num_attention_heads", LAYERS, "vocab_size", "num_key_value_heads"):
     for value in (0, -1, "128", 1.5, True, [1], 2**31, 10**18):

@@ -96,8 +96,8 @@ add("mask_one_off", "A10", select(f"{Q_PROJ}.salient_mask", flip_one), "salient_
 add("mask_across_chunks", "A10", select(f"{Q_PROJ}.salient_mask", move_across_chunks), "channels in each chunk")
 add("mask_of_one_copy", "A9", select(f"{K_PROJ}.salient_mask", swap_two), "must equal that of")
 add("mask_of_last_copy", "A9", select(f"{UP_PROJ}.salient_mask", swap_two), "must equal that of")
-add("elements_one_more", "A10", select(f"{Q_PROJ}.salient_mask", one_more), "must select 3280", mask="elements")
-add("elements_full", "A10", tensor(f"{UP_PROJ}.salient_mask", lambda t: t.fill_(255)), "must select", mask="elements")
+add("elements_one_more", "A10", select(f"{Q_PROJ}.salient_mask", one_more), "must select 3280", base="elements")
+add("elements_full", "A10", tensor(f"{UP_PROJ}.salient_mask", lambda t: t.fill_(255)), "must select", base="elements")
 
 for label, value in {"nan": NAN, "infinite": INFINITE, "minus_infinite": -INFINITE}.items():
     for column, scale in enumerate(("s1", "s4", "z4")):
@@ -105,8 +105,11 @@ for label, value in {"nan": NAN, "infinite": INFINITE, "minus_infinite": -INFINI
 for value in (NAN, INFINITE, 0, -1, 4.01, 65504):
     add(f"channel_scale_{value}", "A11", put(f"{UP_PROJ}.channel_scales", (5,), value), "must lie above 0")
 add("channel_scale_copy", "A11", put(f"{K_PROJ}.channel_scales", (5,), 1.5), "must equal that of")
-add("channel_scale_copy_elements", "A11", put(f"{K_PROJ}.channel_scales", (5,), 1.5), "must equal", mask="elements")
-add("elements_scale_nan", "A11", put(f"{Q_PROJ}.scales", (0, 0), NAN), "scales must be finite", mask="elements")
+add("channel_scale_copy_elements", "A11", put(f"{K_PROJ}.channel_scales", (5,), 1.5), "must equal", base="elements")
+for table in ("model.embed_tokens", "lm_head"):
+    nan = put(f"{table}.scales", (3, 1), NAN)
+    add(f"{table}_scale_nan", "A11", nan, f"{table}.scales must be finite", base="8-bit tables")
+add("elements_scale_nan", "A11", put(f"{Q_PROJ}.scales", (0, 0), NAN), "scales must be finite", base="elements")
 for label, value in {"nan": NAN, "infinite": INFINITE}.items():
     add(f"norm_{label}", "A11", put("model.norm.weight", (0,), value), "model.norm.weight must be finite")
     add(f"embedding_{label}", "A11", put("model.embed_tokens.weight", (319, 127), value), "must be finite")

@@ -28,7 +28,7 @@ class Fault:
         spoil: Does it to a directory.
         says: Part of the sentence that refuses it.
         readers: Who must refuse it.
-        mask: Of the checkpoint that is spoiled.
+        base: The checkpoint that is spoiled, of `conftest.FORMATS`.
         sealed: Whether the sums are written anew afterwards, as an attacker would.
     """
 
@@ -36,7 +36,7 @@ class Fault:
     spoil: Spoil
     says: str
     readers: tuple[str, ...] = ALL
-    mask: str = "columns"
+    base: str = "columns"
     sealed: bool = True
 
 

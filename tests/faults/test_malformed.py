@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import malformed_configs, malformed_files, malformed_headers, malformed_tensors
+from faults.conftest import FORMATS
 from faults.spoiling import ALL, FAULTS
 
 from squeeze10_quantizer.cli import BAD_DATA, main
@@ -24,7 +25,7 @@ Refusal = Callable[[str, Path], tuple[int, str]]
 def spoiled(name: str, sound: dict[str, Path], place: Path) -> Path:
     """A copy of a sound checkpoint with one fault."""
     fault = FAULTS[name]
-    path = Path(shutil.copytree(sound[fault.mask], place / "model"))
+    path = Path(shutil.copytree(sound[fault.base], place / "model"))
     fault.spoil(path)
     if fault.sealed:
         seal(path)
@@ -50,11 +51,11 @@ def test_corpus_covers_the_plan() -> None:
     assert len(FAULTS) >= 200
 
 
-@pytest.mark.parametrize("mask", ["columns", "elements"])
+@pytest.mark.parametrize("base", FORMATS)
 @pytest.mark.parametrize("reader", ALL)
-def test_sound_checkpoint_is_read(mask: str, reader: str, sound: dict[str, Path], refusal: Refusal) -> None:
+def test_sound_checkpoint_is_read(base: str, reader: str, sound: dict[str, Path], refusal: Refusal) -> None:
     """A reader that refuses everything would pass all other tests."""
-    assert refusal(reader, sound[mask])[0] == 0
+    assert refusal(reader, sound[base])[0] == 0
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,6 +1,7 @@
 """Compile the kernels for a GPU that is not here: what their loops cost, whether they fit and wait as they must.
 
     PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [--arch 90 ...] [--tokens M ...] [--dtype bf16]
+        [--layer N K [--table]]
 
 One line for each tile that LLaMA2-7B's layers (or `--layer N K`) use, then the gathers and the decoding: registers,
 spilled bytes, shared memory, and for their loops the instructions of a warp per 32 weights. Exit code 1 and the reason
@@ -31,6 +32,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from squeeze10_kernels.activations import GROUP_BLOCK, ROW_BLOCK, _gather_groups_kernel, _gather_rows_kernel
 from squeeze10_kernels.decode_weights import DECODED_ROWS, _decode_kernel
+from squeeze10_kernels.kernel_layout import BINARY_UNIT, SALIENT_UNIT
 from squeeze10_kernels.mixed_gemm import TOGETHER_ROUNDS, _mixed_gemm_kernel
 from squeeze10_kernels.tiles import Gpu, Tile, WgmmaTile, select_tile
 from squeeze10_kernels.wgmma_gemm import _wgmma_gemm_kernel
@@ -52,15 +54,15 @@ def signature(dtype: str, sizes: tuple[str, ...], others: dict[str, str]) -> dic
     return others | types | dict.fromkeys(sizes, "i32")
 
 
-def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
+def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu, *, table: bool = False) -> CompiledKernel:
     names = ("x_ptr", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "M", "N", "U1", "U4", "BLOCKS")
     types = signature(dtype, names[6:], {"x_ptr": f"*{dtype}", "words_ptr": "*i16"})
-    rounds = -(-K // 320 // tile.slices)
+    rounds = -(-K // (SALIENT_UNIT if table else BINARY_UNIT + SALIENT_UNIT) // tile.slices)
     constants = {
         "HAS_BIAS": False, "ROWS": tile.rows, "GROUPS": tile.groups, "SLICES": tile.slices, "BM": tile.tokens,
         "ROUNDS": rounds, "RESIDENT": rounds <= tile.unroll,
-        "TOGETHER": rounds <= min(tile.unroll, TOGETHER_ROUNDS), "PAIRED": tile.paired, "UNROLL": tile.unroll,
-        "BLOCK_S": 16, "ASM": True, "PDL": gpu.pdl,
+        "TOGETHER": rounds <= min(tile.unroll, TOGETHER_ROUNDS), "PAIRED": tile.paired and not table,
+        "UNROLL": tile.unroll, "BLOCK_S": 16, "ASM": True, "PDL": gpu.pdl,
     }  # fmt: skip
     return compile_kernel(
         ASTSource, _mixed_gemm_kernel, names, types, constants, gpu,
@@ -208,18 +210,18 @@ def find_faults(tile: Tile | WgmmaTile | None, kernel: CompiledKernel, gpu: Gpu)
         yield "WAITS FOR THE LAUNCH AHEAD"
 
 
-def compile_tile(tile: Tile | WgmmaTile, dtype: str, K: int, gpu: Gpu) -> CompiledKernel:
+def compile_tile(tile: Tile | WgmmaTile, dtype: str, K: int, gpu: Gpu, *, table: bool) -> CompiledKernel:
     if isinstance(tile, WgmmaTile):
         return compile_wgmma(tile, dtype, K, gpu)
-    return compile_mixed(tile, dtype, K, gpu)
+    return compile_mixed(tile, dtype, K, gpu, table=table)
 
 
 def compile_all(
-    gpu: Gpu, tokens: list[int], layers: list[tuple[int, int]], dtype: str
+    gpu: Gpu, tokens: list[int], layers: list[tuple[int, int]], dtype: str, *, table: bool
 ) -> Iterator[tuple[str, Tile | WgmmaTile | None, CompiledKernel]]:
     """Name, tile and kernel of whatever these layers launch for these numbers of tokens."""
     for tile, K in {tile: K for M in tokens for N, K in layers if (tile := select_tile(M, N, K, gpu))}.items():
-        yield ",".join(map(str, dataclasses.astuple(tile))), tile, compile_tile(tile, dtype, K, gpu)
+        yield ",".join(map(str, dataclasses.astuple(tile))), tile, compile_tile(tile, dtype, K, gpu, table=table)
     for name, kernel in compile_others(dtype, gpu):
         yield name, None, kernel
 
@@ -230,13 +232,14 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=archs)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 32, 64, 128, 512, 4096])
     parser.add_argument("--layer", type=int, nargs=2, help="output and input features, rather than LLaMA2-7B's")
+    parser.add_argument("--table", action="store_true", help="whose channels are all of 4 bits, as an lm_head's")
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16"])
     arguments = parser.parse_args()
     layers = [tuple(arguments.layer)] if arguments.layer else list(LAYERS)
     failed = False
     for arch in arguments.arch:
         gpu = Gpu(divmod(arch, 10), multiprocessors=132)
-        for name, tile, kernel in compile_all(gpu, arguments.tokens, layers, arguments.dtype):
+        for name, tile, kernel in compile_all(gpu, arguments.tokens, layers, arguments.dtype, table=arguments.table):
             faults = list(find_faults(tile, kernel, gpu))
             print(f"sm_{arch:<3d} {name:34s} " + " | ".join([describe(tile, kernel), *faults]), flush=True)
             failed |= bool(faults)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton.language as tl
 from assertions import assert_close
-from random_layers import LLAMA2_7B, random_problem
+from random_layers import LLAMA2_7B, OF_OTHERS, random_problem
 
 import squeeze10_kernels.mixed_gemm as mixed_gemm_module
 from squeeze10_kernels import mixed_linear_reference
@@ -38,8 +38,6 @@ SIZES = [
     pytest.param(32, 320, 0.0, id="all_binary"),
     pytest.param(32, 320, 1.0, id="all_salient"),
 ]
-OF_OTHERS = [(8192, 8192), (8192, 28672), (6144, 4096), (4096, 14336)]
-"""Layers of LLaMA2-70B and LLaMA3-8B with tiles of their own."""
 pytestmark = [pytest.mark.usefixtures("nan_poison")]
 interpreted = pytest.mark.skipif(CUDA, reason="runs in Triton's interpreter; there is a GPU")
 
@@ -264,14 +262,11 @@ def test_repeated_launches_give_the_same_bits(M: int, N: int, K: int, gpu: Gpu) 
 
 
 @pytest.mark.parametrize(("ratio", "paired"), [(0.0, False), (0.2, True), (1.0, False)])
-def test_channels_that_are_not_there_are_not_multiplied(
-    ratio: float, paired: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_absent_channels_are_not_multiplied(ratio: float, paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An lm_head of 4-bit channels took three times as long when each came with four of 1 bit, all zero."""
     _, packed, x = random_problem(1, 16, 640, ratio, torch.float32)
     launched: dict[str, object] = {}
     monkeypatch.setattr(mixed_gemm_module, "start", lambda *_, **options: launched.update(options))
-
     mixed_gemm(x, torch.zeros(1, 2, 1), packed, None, tile=SMALL)
 
     assert launched["PAIRED"] == paired

@@ -41,15 +41,20 @@ DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 MMA_SHAPES = (
     (16, 1, 4),
     (16, 1, 8),
+    (16, 1, 16),
     (32, 1, 2),
     (32, 1, 4),
     (32, 1, 8),
     (32, 2, 2),
+    (32, 2, 4),
     (64, 1, 2),
     (64, 1, 4),
     (64, 1, 8),
+    (64, 2, 2),
 )
 """Rows of a warp, groups, slices for up to 8 tokens, each with any unrolling."""
+SHARING_SHAPES = ((32, 2, 2), (32, 4, 1), (32, 4, 2), (64, 2, 1), (64, 2, 2))
+"""For 16 tokens beside `wgmma`: groups that read the same activations."""
 WIDE_SHAPES = ((32, 1, 4), (32, 1, 8), (32, 2, 2), (32, 2, 4), (64, 1, 4), (64, 2, 2))
 """For more, where there is no `wgmma`; each with any tokens and loops."""
 WIDE_LOOPS = ((True, 1), (True, 4), (False, 1))
@@ -87,12 +92,14 @@ def candidate_tiles(M: int, N: int, gpu: Gpu) -> list[AnyTile]:
         loops = itertools.product(WIDE_SHAPES, tokens, WIDE_LOOPS)
         return [None, *(Tile(*shape, BM, paired, unroll) for shape, BM, (paired, unroll) in loops)]
     if M <= 8:
-        shapes = itertools.product(MMA_SHAPES, (1, 2, 5))
+        shapes = itertools.product(MMA_SHAPES, (2, 3, 5, 6))
         tiles = [Tile(*shape, 8, paired=True, unroll=unroll) for shape, unroll in shapes]
-        return [tile for tile in tiles if 700 < N // (tile.rows * tile.groups) * tile.groups * tile.slices < 6500]
+        return [tile for tile in tiles if 700 < N // tile.rows * tile.slices < 9000]
+    sharing = itertools.product(SHARING_SHAPES, (1, 2, 5)) if M <= 16 else ()
+    beside = [Tile(*shape, 16, paired=True, unroll=unroll) for shape, unroll in sharing]
     bucket = next(bucket for bucket in WGMMA_TILES if bucket >= M)
     wide = [WgmmaTile(*tile, split=split) for tile, split in itertools.product(WGMMA_TILES[bucket], SPLITS)]
-    return [tile for tile in wide if tile.split == 1 or 60 < tile.split * tile.tiles(M, N) < 450]
+    return [*beside, *(tile for tile in wide if tile.split == 1 or 60 < tile.split * tile.tiles(M, N) < 450)]
 
 
 @functools.cache

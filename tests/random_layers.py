@@ -7,7 +7,7 @@ from squeeze10_kernels.kernel_layout import PackedLinear, to_kernel_layout
 
 LLAMA2_7B = [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)]
 """Output and input features of a decoder layer's linears as vLLM fuses them."""
-OF_OTHERS = [(8192, 8192), (8192, 28672), (6144, 4096), (4096, 14336)]
+OF_OTHERS = [(10240, 8192), (8192, 8192), (8192, 28672), (6144, 4096), (4096, 14336)]
 """Layers of LLaMA2-70B and LLaMA3-8B with tiles of their own."""
 
 

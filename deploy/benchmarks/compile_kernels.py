@@ -1,7 +1,7 @@
 """Compile the kernels for a GPU that is not here: what their loops cost, whether they fit and wait as they must.
 
     PYTHONPATH=kernels python deploy/benchmarks/compile_kernels.py [--arch 90 ...] [--tokens M ...] [--dtype bf16]
-        [--layer N K [--table]]
+        [--layer N K] [--table]
 
 One line for each tile that LLaMA2-7B's layers (or `--layer N K`) use, then the gathers and the decoding: registers,
 spilled bytes, shared memory, and for their loops the instructions of a warp per 32 weights. Exit code 1 and the reason

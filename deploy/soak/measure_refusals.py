@@ -18,9 +18,8 @@ from typing import Any
 
 import tiny_checkpoint as tiny
 import torch
-from faults.conftest import FORMATS
 from faults.readers import command
-from faults.spoiling import FAULTS
+from faults.spoiling import FAULTS, FORMATS
 from faults.test_malformed import spoiled
 
 from squeeze10_kernels import BadInput, WeightFormat

@@ -9,7 +9,7 @@ import torch
 
 _COMPILING: Final = ContextVar("squeeze10_compiling", default=False)
 _LAUNCHED: Final[dict[tuple[object, ...], tuple[Any, tuple[object, ...]]]] = {}
-"""The compiled kernel and its constants in their order, by all that decides about them."""
+"""The compiled kernel, which keeps that of the key alive, and its constants in their order."""
 
 
 @contextmanager
@@ -30,11 +30,12 @@ def start(kernel: Any, grid: tuple[int, int, int], *arguments: Any, **options: A
     """`kernel[grid](...)`; under `only_compiling` what that would compile.
 
     Triton takes longer to find what it has compiled than many of our kernels run; what was launched before is found
-    here.
+    here, so that neither other values of its globals nor Triton's hooks and knobs for compiling are noticed after that.
 
     Args:
         kernel: Takes `arguments`, then constants only.
-        options: Its constants and Triton's options, the same names in the same order at every call.
+        arguments: Tensors, descriptors, and integers from 0 below 2**63.
+        options: All its constants and Triton's options, the same names in the same order at every call.
     """
     if _COMPILING.get():
         kernel.warmup(*arguments, grid=grid, **options)
@@ -57,7 +58,7 @@ def _specialized(argument: Any) -> tuple[object, ...]:
 
 
 def cdiv(a: int, b: int) -> int:
-    """Rounded up; Triton's own takes as long as a launch."""
+    """Rounded up; Triton's own takes 2 us."""
     return -(-a // b)
 
 

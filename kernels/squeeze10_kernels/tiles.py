@@ -106,6 +106,7 @@ class WgmmaTile:
 # an H200 on 2026-11-23 and 2026-11-24; up to 8 tokens also of LLaMA2-70B and LLaMA3-8B, on an H200 on 2026-12-01
 # (LOG.md). Few output features need more warps for their rows. Other GPUs take the mma tiles as they are, unswept.
 FEW_TOKENS: Final = 8
+_FEW_NARROW: Final[dict[float, Tile]] = {3072: Tile(16, 1, 8, 8, paired=True, unroll=5)}
 _FEW: Final[dict[float, dict[float, Tile]]] = {  # by most input features, then by most output features
     6144: {
         5120: Tile(16, 1, 8, 8, paired=True, unroll=5),
@@ -159,7 +160,7 @@ def select_tile(M: int, N: int, K: int, gpu: Gpu) -> Tile | WgmmaTile | None:
     """The tile for M tokens, N output and K input features; None where decoding to 16 bits is faster."""
     if M <= FEW_TOKENS:
         tiles = next(tiles for most, tiles in _FEW.items() if most >= K)
-        return next(tile for most, tile in (tiles | _FEW_WIDE).items() if most >= N)
+        return next(tile for most, tile in (_FEW_NARROW | tiles | _FEW_WIDE).items() if most >= N)
     table: dict[float, dict[float, Tile | WgmmaTile]] = _HOPPER if gpu.hopper else _MMA  # type: ignore[assignment]
     bucket = next((bucket for bucket in table if bucket >= M), None)
     if bucket is None:

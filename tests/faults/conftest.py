@@ -10,21 +10,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import tiny_checkpoint as tiny
 from faults.readers import refusal_of
+from faults.spoiling import FORMATS
 from hypothesis import settings
 
-from squeeze10_kernels import WeightFormat
 from squeeze10_quantizer.directory import write_sums
 
 settings.register_profile("short", max_examples=300, deadline=None, database=None, derandomize=True)
 settings.register_profile("soak", max_examples=10_000, deadline=None, database=None, print_blob=True)
 settings.load_profile("short")
-
-FORMATS = {
-    "columns": WeightFormat(chunks=2),
-    "elements": WeightFormat("elements"),
-    "4-bit tables": WeightFormat(chunks=2, head_bits=4),
-    "8-bit tables": WeightFormat(chunks=2, head_bits=8),
-}
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from shards import sharded
 
+from squeeze10_kernels import WeightFormat
 from squeeze10_kernels.checkpoint import SINGLE_NAME
 
 Q_PROJ: Final = "model.layers.0.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
 Spoil = Callable[[Path], object]
+FORMATS: Final = {
+    "columns": WeightFormat(chunks=2),
+    "elements": WeightFormat("elements"),
+    "4-bit tables": WeightFormat(chunks=2, head_bits=4),
+    "8-bit tables": WeightFormat(chunks=2, head_bits=8),
+}
+"""Of the sound checkpoints."""
 COMMANDS: Final = ("verify", "inspect", "eval", "dequantize")
 ALL: Final = (*COMMANDS, "plugin")
 
@@ -28,7 +36,7 @@ class Fault:
         spoil: Does it to a directory.
         says: Part of the sentence that refuses it.
         readers: Who must refuse it.
-        base: The checkpoint that is spoiled, of `conftest.FORMATS`.
+        base: The checkpoint that is spoiled, of `FORMATS`.
         sealed: Whether the sums are written anew afterwards, as an attacker would.
     """
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import malformed_configs, malformed_files, malformed_headers, malformed_tensors
-from faults.conftest import FORMATS
-from faults.spoiling import ALL, FAULTS
+from faults.spoiling import ALL, FAULTS, FORMATS
 
 from squeeze10_quantizer.cli import BAD_DATA, main
 from squeeze10_quantizer.directory import write_sums

@@ -1,5 +1,8 @@
 """A kernel compiled for other arguments must not be launched: it would read past ends or at wrong alignments."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ MEMORY = torch.zeros(64, dtype=torch.int16)
 TENSORS = [MEMORY[at:].view(dtype) for at in (0, 1, 2, 8) for dtype in (torch.int16, torch.float16, torch.bfloat16)]
 
 
-def test_what_triton_tells_apart_is_told_apart():
+def test_what_triton_tells_apart_is_told_apart() -> None:
     from triton._C.libtriton import native_specialize_impl
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
@@ -25,7 +28,7 @@ def test_what_triton_tells_apart_is_told_apart():
         assert {other for other, key in zip(by_triton, ours, strict=True) if key == mine} == {theirs}
 
 
-def test_a_descriptor_is_told_apart_by_its_block():
+def test_a_descriptor_is_told_apart_by_its_block() -> None:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -45,8 +48,8 @@ class Recorder:
         self.compiled: list[tuple[object, ...]] = []
         self.launched: list[tuple[object, ...]] = []
 
-    def __getitem__(self, grid):
-        def launch(*arguments, **options):
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        def launch(*arguments: object, **options: object) -> object:
             if options:
                 self.compiled.append((grid, *arguments, *options.values()))
                 return self
@@ -55,7 +58,7 @@ class Recorder:
         return launch
 
 
-def test_a_second_launch_has_its_own_arguments_and_the_first_ones_constants_in_order():
+def test_a_second_launch_has_its_own_arguments_and_the_first_ones_constants_in_order() -> None:
     kernel, other = Recorder(), MEMORY[8:]
     start(kernel, (4, 1, 1), MEMORY, 32, PDL=False, num_warps=4, BLOCK=64)
     start(kernel, (5, 1, 1), other, 48, PDL=False, num_warps=4, BLOCK=64)
@@ -64,7 +67,7 @@ def test_a_second_launch_has_its_own_arguments_and_the_first_ones_constants_in_o
     assert kernel.launched == [((5, 1, 1), other, 48, 64, False)]
 
 
-def test_sizes_are_those_of_triton():
+def test_sizes_are_those_of_triton() -> None:
     for n in (1, 2, 3, 16, 17, 1000):
         assert power_of_2(n) == triton.next_power_of_2(n)
         assert [cdiv(n, b) for b in (1, 7, 16)] == [triton.cdiv(n, b) for b in (1, 7, 16)]

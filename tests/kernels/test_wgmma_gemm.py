@@ -8,7 +8,7 @@ import triton
 from assertions import assert_close
 from random_layers import LLAMA2_7B, random_problem
 
-from squeeze10_kernels import activations, decode_weights, mixed_gemm, mixed_linear_reference
+from squeeze10_kernels import activations, decode_weights, launching, mixed_gemm, mixed_linear_reference
 from squeeze10_kernels.mixed_linear import launch, mixed_linear
 from squeeze10_kernels.tiles import Gpu, gpu_of, select_tile, warm_up_tokens
 
@@ -132,6 +132,7 @@ def test_nothing_compiles_after_warming_up(
     kernels = (activations._gather_groups_kernel, activations._gather_rows_kernel, mixed_gemm._mixed_gemm_kernel)
     for kernel in (*kernels, decode_weights._decode_kernel, wgmma_gemm._wgmma_gemm_kernel):
         kernel.device_caches.clear()  # forget what other tests compiled
+    monkeypatch.setattr(launching, "_LAUNCHED", {})
     x = torch.randn(20000, K, device="cuda").bfloat16()
     gpu = Gpu(capability, gpu_of(x.device).multiprocessors)
     for tokens in warm_up_tokens(N, K, gpu):

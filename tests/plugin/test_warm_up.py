@@ -34,7 +34,7 @@ class Recorded(Squeeze10LinearMethod):
     """Gives what the layer means, and starts a kernel for it."""
 
     def multiply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        start(self.kernel, (1,), len(x))
+        start(self.kernel, (1, 1, 1), len(x))
         return mixed_linear_reference(x, self.layer)
 
     def __init__(self, config: Squeeze10Config, N: int) -> None:

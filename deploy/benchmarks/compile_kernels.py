@@ -54,7 +54,7 @@ def signature(dtype: str, sizes: tuple[str, ...], others: dict[str, str]) -> dic
     return others | types | dict.fromkeys(sizes, "i32")
 
 
-def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu, *, table: bool = False) -> CompiledKernel:
+def compile_mixed(tile: Tile, dtype: str, K: int, gpu: Gpu, *, table: bool) -> CompiledKernel:
     names = ("x_ptr", "sums_ptr", "words_ptr", "scales_ptr", "bias_ptr", "y_ptr", "M", "N", "U1", "U4", "BLOCKS")
     types = signature(dtype, names[6:], {"x_ptr": f"*{dtype}", "words_ptr": "*i16"})
     rounds = -(-K // (SALIENT_UNIT if table else BINARY_UNIT + SALIENT_UNIT) // tile.slices)

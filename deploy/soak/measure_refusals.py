@@ -16,16 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tiny_checkpoint as tiny
 import torch
 from faults.readers import command
-from faults.spoiling import FAULTS, FORMATS
+from faults.spoiling import FAULTS, sound_checkpoints
 from faults.test_malformed import spoiled
 
 from squeeze10_kernels import BadInput, WeightFormat
 from squeeze10_quantizer import export_dense, inspection, loading, perplexity, tasks
 from squeeze10_quantizer.cli import BAD_DATA, main
-from squeeze10_quantizer.directory import write_sums
 from squeeze10_vllm.config import Squeeze10Config
 
 IMPORTED = (export_dense, inspection, loading, perplexity, tasks)
@@ -74,11 +72,9 @@ def measure(reader: str, path: Path, place: Path) -> dict[str, Any]:
 
 def measure_all() -> None:
     torch.set_num_threads(1)  # others would not outlive the fork, and its child would wait for them for ever
-    sound, rows = {}, []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for base, weight_format in FORMATS.items():
-            sound[base] = tiny.build_checkpoint(Path(folder, base), weight_format).path
-            write_sums(sound[base])
+        sound = sound_checkpoints(Path(folder, "sound"))
         for name, fault in FAULTS.items():
             place = Path(folder, "place")
             place.mkdir()

@@ -9,9 +9,11 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 from shards import sharded
+from tiny_checkpoint import build_checkpoint
 
 from squeeze10_kernels import WeightFormat
 from squeeze10_kernels.checkpoint import SINGLE_NAME
+from squeeze10_quantizer.directory import write_sums
 
 Q_PROJ: Final = "model.layers.0.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
@@ -46,6 +48,14 @@ class Fault:
     readers: tuple[str, ...] = ALL
     base: str = "columns"
     sealed: bool = True
+
+
+def sound_checkpoints(folder: Path) -> dict[str, Path]:
+    """Name in `FORMATS` to a whole checkpoint with sums; copy it before you spoil it."""
+    paths = {name: build_checkpoint(folder / name / "model", form).path for name, form in FORMATS.items()}
+    for path in paths.values():
+        write_sums(path)
+    return paths
 
 
 FAULTS: Final[dict[str, Fault]] = {}

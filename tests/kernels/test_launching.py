@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+import triton
 
 from squeeze10_kernels.launching import _specialized, cdiv, power_of_2, start
 
-triton = pytest.importorskip("triton")
 INTEGERS = (0, 1, 2, 15, 16, 17, 4096, 4097, 2**31 - 1, 2**31 - 16, 2**31, 2**31 + 16)
 MEMORY = torch.zeros(64, dtype=torch.int16)
 TENSORS = [MEMORY[at:].view(dtype) for at in (0, 1, 2, 8) for dtype in (torch.int16, torch.float16, torch.bfloat16)]
